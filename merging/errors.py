@@ -1,0 +1,39 @@
+"""What can go wrong in merging, as one tree:
+
+    LoramixError
+    ├── AdapterError   an adapter's folder or tensors cannot be used
+    └── RecipeError    what was asked of the adapters cannot be done
+
+Every message names the offending value and what to do about it, in one line.
+"""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+
+class LoramixError(Exception):
+    """Base of every error that loramix raises on purpose."""
+
+
+class AdapterError(LoramixError):
+    """An adapter cannot be used: the message says which one, why, and the remedy."""
+
+
+class RecipeError(LoramixError):
+    """A recipe cannot be merged.
+
+    `param` names the part of the recipe at fault (`method`, `adapters`, `weight`, `rank`, `options`),
+    so that a client can point at it.
+    """
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known ones, or all of them if few."""
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; known: {', '.join(sorted(known))}" if 0 < len(known) <= 12 else ""

@@ -1,0 +1,192 @@
+"""PEFT folders: read one as a checked LoraAdapter, write one atomically.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`. Pickled weights are refused, and so is
+every LoRA variant whose ΔW is not scaling · B A: what loramix serves is exactly what the folder says.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from merging.adapter import DTYPES, LoraAdapter, LoraModule
+from merging.errors import AdapterError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
+
+# Settings of PEFT's LoraConfig that say how an adapter was trained or where it goes, but not what it computes.
+_HARMLESS = frozenset(
+    "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config exclude_modules "
+    "inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout "
+    "lora_ga_config megatron_core monteclora_config peft_type peft_version qalora_group_size r rank_pattern "
+    "alpha_pattern revision runtime_config target_modules task_type use_rslora velora_config".split()
+)
+# Settings that change what an adapter computes, with the name users know them by.
+_VARIANTS = {
+    "use_dora": "DoRA", "lora_bias": "LoRA bias", "modules_to_save": "fully trained modules",
+    "alora_invocation_tokens": "activated LoRA", "layer_replication": "layer replication",
+    "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA", "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA", "trainable_token_indices": "trained tokens", "target_parameters": "target parameters",
+    "fan_in_fan_out": "transposed (fan_in_fan_out) weights", "megatron_config": "Megatron layers",
+}  # fmt: skip
+# Initialisations that move part of the base weights into the adapter: B A alone is not ΔW until it is converted.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
+
+
+def load_adapter(folder: Path | str) -> LoraAdapter:
+    """Read and check a PEFT folder; tensors land on the CPU in the dtype they are stored in.
+
+    Raises:
+        AdapterError: naming the folder, what is wrong with it and what to do.
+    """
+    folder = Path(folder)
+    try:
+        config = _read_config(folder)
+        modules = _pair(_read_tensors(folder), config)
+    except AdapterError as error:
+        raise AdapterError(f"adapter {folder}: {error}") from error
+    return LoraAdapter(modules, base_model=config.get("base_model_name_or_path"))
+
+
+def save_adapter(adapter: LoraAdapter, folder: Path | str) -> None:
+    """Write `adapter` as a PEFT folder that PEFT and vLLM load; all of it or nothing.
+
+    The folder is written beside its place and renamed, so no reader ever meets half of one. Scalings must be 1
+    (as `merge` returns them). Raises FileExistsError if `folder` exists, OSError if the disk refuses.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another folder or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        scratch.chmod(0o755)  # mkdtemp makes it private
+        tensors = {}
+        for name, module in adapter.modules.items():
+            assert module.scaling == 1, f"{name}: fold the scaling into the factors before saving"
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.contiguous()
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = module.b.contiguous()
+        save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+        (scratch / CONFIG).write_text(json.dumps(_config_of(adapter), indent=2) + "\n")
+        os.replace(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise AdapterError("no such folder; check the path")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise AdapterError(f"{CONFIG} is missing; this is not a PEFT adapter folder") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{CONFIG} cannot be read ({error})") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise AdapterError(f"peft_type is {kind!r}; only LORA adapters can be served")
+    for key, value in config.items():
+        if key in _VARIANTS and value:
+            raise AdapterError(f"{key}={value!r}: {_VARIANTS[key]} is not supported; train a plain LoRA instead")
+        if key == "bias" and value != "none":
+            raise AdapterError(f"bias={value!r} is not supported; train with bias='none'")
+        if key not in _HARMLESS and key not in _VARIANTS and key != "bias" and value:
+            raise AdapterError(
+                f"{CONFIG} sets {key}={value!r}, which this version does not know and so will not guess at; "
+                "remove it if it does not change what the adapter computes"
+            )
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        raise AdapterError(
+            f"init_lora_weights={init!r} changes the base model's weights; "
+            "convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion"
+        )
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float) or not 0 < config[key] < math.inf:
+            raise AdapterError(f"{key}={config.get(key)!r} in {CONFIG} must be a positive number")
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        if pickled:
+            raise AdapterError(f"weights are pickled ({pickled[0]}), which can run code; save them as {WEIGHTS}")
+        raise AdapterError(f"{WEIGHTS} is missing")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{WEIGHTS} is truncated or not a safetensors file ({error}); copy it again") from error
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            raise AdapterError(f"{key} is {tensor.dtype}; expected one of {', '.join(DTYPES)}")
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{key} holds NaN or infinite values; train or export the adapter again")
+    return tensors
+
+
+def _pair(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, LoraModule]:
+    factors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key.removeprefix(PREFIX))
+        if match is None or tensor.ndim != 2:
+            raise AdapterError(
+                f"{key} {tuple(tensor.shape)} is not a LoRA factor of a linear layer, which is all that can be served"
+            )
+        factors.setdefault(match["module"], {})[match["factor"]] = tensor
+    if not factors:
+        raise AdapterError(f"{WEIGHTS} holds no tensors")
+    modules = {}
+    for name in sorted(factors):
+        pair = factors[name]
+        if set(pair) != {"A", "B"}:
+            raise AdapterError(f"{name} has only lora_{next(iter(pair))}; both factors are needed")
+        a, b = pair["A"], pair["B"]
+        rank = _pattern(config.get("rank_pattern"), name, config["r"])
+        if a.shape[0] != rank or b.shape[1] != rank or a.dtype != b.dtype:
+            raise AdapterError(
+                f"{name}: A is {tuple(a.shape)} {a.dtype} and B {tuple(b.shape)} {b.dtype}, "
+                f"but {CONFIG} says rank {rank} and the dtypes must agree"
+            )
+        alpha = _pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+        modules[name] = LoraModule(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return modules
+
+
+def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
+    """PEFT's rule: the first pattern that matches the end of the name at a dot, as a regular expression."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _config_of(adapter: LoraAdapter) -> dict[str, Any]:
+    """PEFT's configuration for an adapter with scaling 1: alpha equals rank, module by module."""
+    rank = adapter.rank
+    pattern = {name: module.rank for name, module in adapter.modules.items() if module.rank != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_model,
+        "inference_mode": True,
+        "bias": "none",
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": sorted(adapter.modules),
+    }

@@ -1,0 +1,144 @@
+"""The catalog: which adapters there are, and what a spec means in terms of their content.
+
+An adapter's name exists only once the whole adapter has been checked. Its factors are not kept here: the worker
+reads them when a merge needs them, and holds them to the digest seen at the check.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from merging import AdapterError, LoraAdapter, MergeSpec, RecipeError, check_rank, load_adapter, ranks
+from merging.errors import nearest
+from server.errors import UnknownModelError
+from server.grammar import is_name, readable
+
+KEY_PREFIX = 12  # characters of the content key in an engine name: 48 bits
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source adapter of a recipe: where its content lies, and which content it must be."""
+
+    name: str
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A checked adapter: its source, the rank of each of its modules, and its size in bytes."""
+
+    source: Source
+    ranks: Mapping[str, int]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A spec whose adapters are known: what the engine is asked to build.
+
+    Attributes:
+        key: content key (see MergeSpec.key).
+        sources: of the spec's terms, in their order.
+        rank: of the merged adapter.
+    """
+
+    spec: MergeSpec
+    key: str
+    sources: tuple[Source, ...]
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """The engine's name for it. Holds the key, so two versions never share prefix-cache blocks."""
+        return f"{readable(self.spec)}@{self.key[:KEY_PREFIX]}"
+
+    @property
+    def lora_id(self) -> int:
+        """A positive int64 from the key."""
+        return int(self.key[:15], 16) + 1
+
+
+class Catalog:
+    """Adapters by name.
+
+    Args:
+        modules: (d_out, d_in) by module name, as the engine's model has them.
+        max_rank: the engine's limit on a merged adapter's rank.
+        dtype: the engine's LoRA dtype by torch's name.
+        reserved: names that no adapter may take (the base model's).
+    """
+
+    def __init__(self, modules: Mapping[str, tuple[int, int]], max_rank: int, dtype: str, reserved: frozenset[str]) -> None:
+        self._modules = modules
+        self._max_rank = max_rank
+        self._dtype = dtype
+        self._reserved = reserved
+        self._entries: dict[str, CatalogEntry] = {}
+
+    @property
+    def entries(self) -> Mapping[str, CatalogEntry]:
+        return self._entries
+
+    def add(self, name: str, path: Path) -> None:
+        """Check the PEFT folder `path` against the model, whole, and add it as `name`.
+
+        Raises:
+            AdapterError: naming the adapter, the reason and the remedy.
+        """
+        if not is_name(name):
+            raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-' only")
+        if name in self._entries or name in self._reserved:
+            raise AdapterError(f"adapter name {name!r} is taken; give {path} another with --adapter NAME=PATH")
+        adapter = load_adapter(path)
+        try:
+            self._check(adapter)
+        except AdapterError as error:
+            raise AdapterError(f"adapter {path}: {error}") from None
+        self._entries[name] = CatalogEntry(Source(name, path.resolve(), adapter.digest), ranks(adapter), adapter.nbytes)
+
+    def resolve(self, spec: MergeSpec) -> Recipe:
+        """What `spec` means today.
+
+        Raises:
+            UnknownModelError: naming the adapter and the nearest known names.
+            RecipeError: where the merged adapter would not fit the engine, with the remedies.
+        """
+        for term in spec.terms:
+            if term.adapter not in self._entries:
+                raise UnknownModelError(f"no adapter {term.adapter!r} here{nearest(term.adapter, self._entries)}")
+        entries = {term.adapter: self._entries[term.adapter] for term in spec.terms}
+        rank = check_rank(spec, {name: entry.ranks for name, entry in entries.items()})
+        if rank > self._max_rank:
+            names = "+".join(f"{t.adapter}*{t.weight:g}" if t.weight != 1 else t.adapter for t in spec.terms)
+            raise RecipeError(
+                f"{readable(spec)} has rank {rank}, over this server's {self._max_rank}; use svd-{self._max_rank}({names}), "
+                f"the nearest of that rank, or start the server with --max-lora-rank {rank} or more",
+                "rank",
+            )
+        key = spec.key({name: entry.source.digest for name, entry in entries.items()}, self._dtype)
+        return Recipe(spec, key, tuple(entries[term.adapter].source for term in spec.terms), rank)
+
+    def _check(self, adapter: LoraAdapter) -> None:
+        unknown = [name for name in adapter.modules if name not in self._modules]
+        if len(unknown) == len(adapter.modules):
+            raise AdapterError(
+                f"none of its {len(unknown)} modules ({unknown[0]}, …) is one that this model can adapt, "
+                f"so it would have no effect; it was trained on {adapter.base_model or 'another base model'}"
+            )
+        if unknown:
+            raise AdapterError(
+                f"{unknown[0]} and {len(unknown) - 1} more of its modules are none that this model can adapt; train it without"
+            )
+        for name, module in adapter.modules.items():
+            if module.shape != tuple(self._modules[name]):
+                raise AdapterError(
+                    f"{name} is {module.shape}, but {tuple(self._modules[name])} in this model: it was trained on "
+                    f"{adapter.base_model or 'another base model'}; serve that one"
+                )
+        if adapter.rank > self._max_rank:
+            raise AdapterError(
+                f"rank {adapter.rank} is over this server's {self._max_rank}; "
+                f"start it with --max-lora-rank {adapter.rank} or more"
+            )

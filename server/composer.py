@@ -1,0 +1,164 @@
+"""The composer: makes sure that what a request asks for is in the engine, and stays there while it runs.
+
+One entry a content key. Whoever comes first starts the build; everybody else waits for that build (single flight).
+A lease keeps an entry; among the entries without a lease the one whose last lease ended longest ago is evicted
+when a slot is needed. Requests that find every slot leased wait in the order they came.
+
+Runs on one event loop and awaits nothing between looking at its state and changing it, so it needs no locks.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from server.catalog import Recipe
+from server.engine import Engine, MergeReport
+from server.errors import BusyError
+from server.metrics import Metrics
+
+
+@dataclass
+class _Entry:
+    """A recipe that is resident, or being built."""
+
+    recipe: Recipe
+    build: asyncio.Task[MergeReport] = field(init=False)
+    leases: int = 0
+
+    @property
+    def resident(self) -> bool:
+        return self.build.done() and not self.build.cancelled() and self.build.exception() is None
+
+
+@dataclass
+class Lease:
+    """The right to use a resident adapter until `release`; releasing twice does no harm.
+
+    Attributes:
+        name: what to call it in the engine.
+        key: its content key.
+        tier: where it came from: `device` (it was resident) or `merged` (this request waited for the build).
+        waited_ms: milliseconds this request waited for the build; 0 for `device`.
+    """
+
+    name: str
+    key: str
+    tier: str
+    waited_ms: float
+    _composer: "Composer"
+    _entry: _Entry | None
+
+    def release(self) -> None:
+        if self._entry is not None:
+            entry, self._entry = self._entry, None
+            self._composer._release(entry)
+
+
+class Composer:
+    """Leases of merged adapters.
+
+    Args:
+        engine: where they are built.
+        slots: how many the engine holds at once.
+        timeout: seconds that a request waits for a slot and its build at most.
+        metrics: where everything is counted.
+    """
+
+    def __init__(self, engine: Engine, slots: int, timeout: float, metrics: Metrics) -> None:
+        self._engine = engine
+        self._timeout = timeout
+        self._metrics = metrics
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # by end of the last lease
+        self._free = slots
+        self._queue: deque[asyncio.Future[Recipe | None]] = deque()  # builds that wait for a slot
+
+    async def ensure(self, recipe: Recipe) -> Lease:
+        """A lease of `recipe`, built if it is not resident.
+
+        Raises:
+            BusyError: when the wait is over before the build.
+            LoramixError: what the build raised; the next request for the key tries again.
+        """
+        entry = self._entries.get(recipe.key)
+        hit = entry is not None and entry.resident
+        self._metrics.cache_requests.labels(tier="device", result="hit" if hit else "miss").inc()
+        if entry is None:
+            entry = self._entries[recipe.key] = _Entry(recipe)
+            entry.build = asyncio.create_task(self._build(entry))
+        entry.leases += 1
+        self._metrics.leases.inc()
+        lease = Lease(entry.recipe.name, recipe.key, "device" if hit else "merged", 0.0, self, entry)
+        if hit:
+            return lease
+        started = time.perf_counter()
+        try:
+            with self._metrics.waiting.track_inprogress():
+                await asyncio.wait_for(asyncio.shield(entry.build), self._timeout)
+        except TimeoutError:
+            lease.release()
+            raise BusyError(f"{entry.recipe.name} was not ready within {self._timeout:g} s; try again shortly") from None
+        except BaseException:
+            lease.release()
+            raise
+        lease.waited_ms = (time.perf_counter() - started) * 1e3
+        return lease
+
+    async def _build(self, entry: _Entry) -> MergeReport:
+        recipe, victim, placed = entry.recipe, None, False
+        outcome = "error"
+        try:
+            victim = await self._slot()
+            placed = True
+            report = await self._engine.build(recipe, victim)
+            outcome = "ok"
+        except BaseException:
+            del self._entries[recipe.key]
+            if placed:
+                await self._return_slot(victim)
+            raise
+        finally:
+            self._metrics.merges.labels(method=recipe.spec.method.name, outcome=outcome).inc()
+        for phase, seconds in report["seconds"].items():
+            self._metrics.merge_seconds.labels(method=recipe.spec.method.name, phase=phase).observe(seconds)
+        self._metrics.resident.labels(method=recipe.spec.method.name).inc()
+        self._metrics.resident_bytes.inc(report["nbytes"])
+        return report
+
+    async def _slot(self) -> Recipe | None:
+        """Reserve a slot: None for a free one, or the recipe that has to leave its slot."""
+        if self._free:
+            self._free -= 1
+            return None
+        for entry in self._entries.values():
+            if entry.leases == 0 and entry.resident:
+                return self._evict(entry)
+        turn: asyncio.Future[Recipe | None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        return await turn
+
+    async def _return_slot(self, victim: Recipe | None) -> None:
+        """A reserved slot was not used after all: empty it and hand it on."""
+        if victim is not None:
+            await self._engine.evict(victim)
+        if self._queue:
+            self._queue.popleft().set_result(None)
+        else:
+            self._free += 1
+
+    def _release(self, entry: _Entry) -> None:
+        self._metrics.leases.dec()
+        entry.leases -= 1
+        if self._entries.get(entry.recipe.key) is not entry:
+            return  # its build failed
+        self._entries.move_to_end(entry.recipe.key)
+        if entry.leases == 0 and entry.resident and self._queue:
+            self._queue.popleft().set_result(self._evict(entry))
+
+    def _evict(self, entry: _Entry) -> Recipe:
+        del self._entries[entry.recipe.key]
+        report = entry.build.result()
+        self._metrics.evictions.inc()
+        self._metrics.resident.labels(method=entry.recipe.spec.method.name).dec()
+        self._metrics.resident_bytes.dec(report["nbytes"])
+        return entry.recipe

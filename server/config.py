@@ -1,0 +1,26 @@
+"""Settings, as environment variables LORAMIX_*: `loramix serve` sets them, and the vLLM plugin reads them."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What loramix can be told; the same by command line (`loramix serve --help`) and by environment."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAMIX_", extra="forbid")
+
+    adapters: list[Path] = Field(default_factory=list, description="Folders whose subfolders are adapters.")
+    adapter: dict[str, str] = Field(
+        default_factory=dict, description="Single adapters: name -> folder, or ORG/REPO on the Hub."
+    )
+    presets: dict[str, str] = Field(default_factory=dict, description="Named recipes: name -> expression.")
+    default_method: str = Field(default="cat", description="Merges a sum that names no method.")
+    skip_bad_adapters: bool = Field(default=False, description="Start without the adapters that cannot be used.")
+    merge_timeout: float = Field(default=30.0, gt=0, description="Seconds that a request waits for its merge at most.")
+    adapter_host_gib: float = Field(default=4.0, gt=0, description="Host memory for source adapters, GiB in each worker.")
+
+    @property
+    def adapter_host_bytes(self) -> int:
+        return int(self.adapter_host_gib * 2**30)

@@ -1,0 +1,123 @@
+"""The gateway: reads each generation request, has its adapter made ready, and hands it to vLLM's own handler.
+
+A pure ASGI middleware, so that streams stream and disconnects are seen. It changes two things of a request's body
+(`model` becomes the engine's name, `lora` goes) and adds three headers to the response.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from merging import LoramixError
+from server.composer import Lease
+from server.errors import RequestError, body_of, headers_of, status_of
+from server.service import Service
+
+# What vLLM serves for text generation; and the routes that only read text, for which no adapter need be merged.
+GENERATING = frozenset(
+    {"/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages"}
+)
+READING = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
+
+
+class Gateway:
+    """ASGI middleware; finds the Service in `app.state.loramix`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in GENERATING | READING:
+            await self.app(scope, receive, send)
+            return
+        service: Service = scope["app"].state.loramix
+        body = await _read(receive)
+        if body is None:
+            return  # the client left before it had sent everything
+        try:
+            payload = json.loads(body)
+        except ValueError:
+            payload = None
+        if not isinstance(payload, dict):
+            await self.app(scope, _replay(body, receive), send)  # vLLM says what is wrong with it
+            return
+        lease = None
+        try:
+            recipe = service.recipe_of(payload)
+            if recipe is None:
+                await self.app(scope, _replay(body, receive), send)
+                return
+            payload.pop("lora", None)
+            if scope["path"] in READING:
+                payload["model"] = service.base_models[0]
+                await self.app(scope, _replay(json.dumps(payload).encode(), receive), send)
+                return
+            if payload.get("background"):
+                raise RequestError("background responses outlive their adapter's lease; send background: false", "background")
+            pending = asyncio.ensure_future(receive())  # the next message can only be that the client left
+            lease = await _unless(pending, service.composer.ensure(recipe))
+            if lease is None:
+                return
+            payload["model"] = lease.name
+            await self.app(scope, _replay(json.dumps(payload).encode(), receive, pending), _with_headers(send, lease))
+        except LoramixError as error:
+            await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
+        finally:
+            if lease is not None:
+                lease.release()
+
+
+async def _unless(gone: asyncio.Future[Message], ensure: Any) -> Lease | None:
+    """The lease, or None (and the wait cancelled) where the client leaves first."""
+    task = asyncio.ensure_future(ensure)
+    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        lease: Lease = task.result()
+        return lease
+    task.cancel()
+    await asyncio.wait({task})
+    return None
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body, or None where the client left."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _replay(body: bytes, receive: Receive, pending: asyncio.Future[Message] | None = None) -> Receive:
+    """A receive that yields `body` first, then what comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        nonlocal pending
+        if messages:
+            return messages.pop()
+        if pending is not None:
+            message, pending = await pending, None
+            return message
+        return await receive()
+
+    return replay
+
+
+def _with_headers(send: Send, lease: Lease) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["x-loramix-key"] = lease.key
+            headers["x-loramix-cache"] = lease.tier
+            headers["x-loramix-merge-ms"] = f"{lease.waited_ms:.1f}"
+        await send(message)
+
+    return with_headers

@@ -1,0 +1,91 @@
+"""vLLM endpoint plugin: puts loramix in front of vLLM's own handlers.
+
+Registered as entry point `loramix` in the group `vllm.endpoint_plugins`; vLLM loads it where VLLM_PLUGINS names it.
+"""
+
+import argparse
+import logging
+import time
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+from vllm.engine.protocol import EngineClient
+
+from merging import AdapterError, LoramixError
+from server.catalog import Catalog
+from server.composer import Composer
+from server.config import Settings
+from server.engine import EngineFacts
+from server.errors import ConfigError
+from server.gateway import Gateway
+from server.metrics import Metrics
+from server.presets import read_presets
+from server.routes import models
+from server.service import Service
+from server.sources import adapter_folders
+from server.vllm_engine import VllmEngine
+
+logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
+
+
+class LoramixPlugin:
+    """The plugin object that vLLM makes, attaches to its app and initialises with its engine."""
+
+    name = "loramix"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the gateway and the routes; vLLM's own list of models gives way to ours."""
+        ours = {route.path for route in models.router.routes}  # type: ignore[attr-defined]
+        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
+        app.include_router(models.router)
+        app.add_middleware(Gateway)
+
+    async def init_state(self, engine_client: EngineClient | None, state: State, args: argparse.Namespace) -> None:
+        """Check every adapter against the engine's model, and open for requests.
+
+        Raises:
+            SystemExit: where the server cannot start as it was told to, after one readable line.
+        """
+        assert engine_client is not None, "required_tasks keeps the plugin out of servers without an engine"
+        settings = Settings()
+        serving = state.openai_serving_models
+        base_models = tuple(path.name for path in serving.base_model_paths)
+        try:
+            _refuse_replicas(args)
+            engine = VllmEngine(engine_client, serving.lora_requests)
+            facts = await engine.setup(settings.adapter_host_bytes)
+            catalog = _check_adapters(settings, facts, base_models)
+            presets = read_presets(settings.presets, catalog, settings.default_method)
+        except LoramixError as error:
+            logger.error("cannot start: %s", error)
+            raise SystemExit(2) from None
+        composer = Composer(engine, facts.slots, settings.merge_timeout, Metrics())
+        state.loramix = Service(base_models, catalog, presets, composer, settings.default_method)
+        state.loramix_started = int(time.time())
+        state.loramix_max_model_len = engine_client.model_config.max_model_len
+        logger.info(
+            "loramix: %d adapters, %d presets; %d slots of rank %d in %s on %s",
+            len(catalog.entries), len(presets), facts.slots, facts.max_rank, facts.dtype, facts.device,
+        )  # fmt: skip
+
+
+def _check_adapters(settings: Settings, facts: EngineFacts, base_models: tuple[str, ...]) -> Catalog:
+    catalog = Catalog(facts.modules, facts.max_rank, facts.dtype, frozenset(base_models))
+    for name, folder in adapter_folders(settings):
+        try:
+            catalog.add(name, folder)
+        except AdapterError as error:
+            if not settings.skip_bad_adapters:
+                raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
+            logger.warning("skipped: %s", error)
+    return catalog
+
+
+def _refuse_replicas(args: argparse.Namespace) -> None:
+    """Leases live in one process: more API servers or engine replicas would evict each other's adapters."""
+    for option in ("api_server_count", "data_parallel_size"):
+        if (getattr(args, option, None) or 1) > 1:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} over 1 is not supported; run several servers behind a router instead"
+            )

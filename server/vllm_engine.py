@@ -1,0 +1,103 @@
+"""The Engine that the composer builds in, over vLLM's `collective_rpc` to LoramixWorker."""
+
+import asyncio
+import dataclasses
+from typing import Any
+
+from vllm.engine.protocol import EngineClient
+from vllm.lora.request import LoRARequest
+
+from merging import AdapterError, LoramixError, RecipeError
+from server.catalog import Recipe
+from server.engine import EngineFacts, MergeReport
+from server.errors import ConfigError
+from server.merger import Job
+
+_POLL_SECONDS = (0.002, 0.02)  # first and longest pause between two looks at a running merge
+
+
+class VllmEngine:
+    """Builds recipes in vLLM's workers.
+
+    Args:
+        client: vLLM's engine client.
+        requests: the table in which vLLM's handlers look up a request's `model`.
+    """
+
+    def __init__(self, client: EngineClient, requests: dict[str, LoRARequest]) -> None:
+        self._client = client
+        self._requests = requests
+
+    async def setup(self, host_bytes: int) -> EngineFacts:
+        """Get the workers ready, and learn what they can hold.
+
+        Raises:
+            ConfigError: where vLLM runs without LoRA or without the worker extension.
+        """
+        if self._client.vllm_config.lora_config is None:
+            raise ConfigError("vLLM runs without LoRA; start it with --enable-lora")
+        try:
+            facts = await self._call("loramix_setup", host_bytes)
+        except (AttributeError, NotImplementedError, RuntimeError) as error:
+            raise ConfigError(
+                f"the worker extension does not answer ({error}); "
+                "start vLLM with --worker-extension-cls server.vllm_worker.LoramixWorker"
+            ) from error
+        modules = {name: (d_out, d_in) for each in facts for name, (d_out, d_in) in each["modules"].items()}
+        return EngineFacts(modules, facts[0]["slots"], facts[0]["max_rank"], facts[0]["dtype"], facts[0]["device"])
+
+    async def build(self, recipe: Recipe, victim: Recipe | None) -> MergeReport:
+        if victim is not None:
+            self._requests.pop(victim.name, None)
+        try:
+            await self._call("loramix_begin", _job(recipe))
+            report = await self._commit(recipe.lora_id, None if victim is None else victim.lora_id)
+        except BaseException:
+            await self._call("loramix_evict", recipe.lora_id)
+            raise
+        self._requests[recipe.name] = LoRARequest(recipe.name, recipe.lora_id, f"loramix/{recipe.key}")
+        return report
+
+    async def evict(self, recipe: Recipe) -> None:
+        self._requests.pop(recipe.name, None)
+        await self._call("loramix_evict", recipe.lora_id)
+
+    async def _commit(self, lora_id: int, victim: int | None) -> MergeReport:
+        pause, longest = _POLL_SECONDS
+        while True:
+            replies = await self._call("loramix_commit", lora_id, victim)
+            for reply in replies:
+                if reply["state"] == "failed":
+                    raise _error_of(reply)
+            if all(reply["state"] == "done" for reply in replies):
+                slowest = {phase: max(reply["seconds"][phase] for reply in replies) for phase in replies[0]["seconds"]}
+                return MergeReport(seconds=slowest, nbytes=replies[0]["nbytes"], rank=replies[0]["rank"])
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    async def _call(self, method: str, *args: Any) -> list[Any]:
+        replies: list[Any] = await self._client.collective_rpc(method, args=args)
+        return replies
+
+
+def _job(recipe: Recipe) -> Job:
+    sources = {source.name: source for source in recipe.sources}
+    return Job(
+        lora_id=recipe.lora_id,
+        method=recipe.spec.method.name,
+        options=dataclasses.asdict(recipe.spec.options),
+        terms=[
+            (term.adapter, term.weight, str(sources[term.adapter].path), sources[term.adapter].digest)
+            for term in recipe.spec.terms
+        ],
+    )
+
+
+def _error_of(reply: dict[str, Any]) -> LoramixError:
+    """What a worker reported as failed, as the error it was there."""
+    match reply["kind"]:
+        case "AdapterError":
+            return AdapterError(reply["message"])
+        case "RecipeError":
+            return RecipeError(reply["message"], reply["param"])
+    return LoramixError(f"the merge failed: {reply['message']}")

@@ -1,0 +1,75 @@
+"""`loramix serve` -> vLLM's own server with the right settings."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+import uvloop
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from merging.errors import nearest
+from server.errors import ConfigError
+
+# vLLM's LoRA kernels are built for these ranks.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_WORKER = "server.vllm_worker.LoramixWorker"
+
+
+def legal_rank(rank: int) -> int:
+    """The smallest rank limit of vLLM's that is at least `rank`."""
+    if rank > RANKS[-1]:
+        raise ConfigError(f"rank {rank} is over {RANKS[-1]}, the largest that vLLM serves")
+    return next(legal for legal in RANKS if legal >= rank)
+
+
+def serve(model: str, max_rank: int, options: Sequence[str], own_options: Sequence[str]) -> None:
+    """Run vLLM's OpenAI server with loramix in it, until it is told to stop.
+
+    Args:
+        model: anything that vLLM takes as one.
+        max_rank: rank limit, unless `options` has --max-lora-rank.
+        options: vLLM's own options, as on its command line.
+        own_options: names of loramix's options, to suggest one for a name that neither has.
+
+    Raises:
+        ConfigError: for an option that vLLM does not have, or one that loramix sets itself.
+    """
+    plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, "loramix"]))
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own command does
+    args = _parse(model, max_rank, options, own_options)
+    entry = import_module(_first("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server"))
+    uvloop.run(entry.run_server(args))
+
+
+def _parse(model: str, max_rank: int, options: Sequence[str], own_options: Sequence[str]) -> argparse.Namespace:
+    """vLLM's arguments: its own parser over ours and the user's, later ones winning."""
+    cli_args = import_module(_first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"))
+    parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="loramix serve", add_help=False))
+    given = {word.split("=")[0].replace("_", "-") for word in options if word.startswith("--")}
+    for owned in ("--worker-extension-cls", "--max-cpu-loras", "--lora-modules"):
+        if owned in given:
+            raise ConfigError(f"{owned} is set by loramix; adapters are named with --adapters and --adapter")
+    defaults = ["--host", "127.0.0.1", "--max-loras", "8", "--max-lora-rank", str(max_rank)]
+    args, unknown = parser.parse_known_args([model, *defaults, *options, "--enable-lora", "--worker-extension-cls", _WORKER])
+    strange = [word for word in unknown if word.startswith("-")] or unknown
+    if strange:
+        known = [*own_options, *(option for action in parser._actions for option in action.option_strings)]
+        raise ConfigError(f"unknown option {strange[0]}{nearest(strange[0].split('=')[0], known)}")
+    args.model = model
+    args.max_cpu_loras = args.max_loras  # loramix owns the slots: what is registered is active
+    cli_args.validate_parsed_serve_args(args)
+    return args  # type: ignore[no-any-return]
+
+
+def _first(*modules: str) -> str:
+    """The first module that this vLLM has: its files under `entrypoints` move between versions."""
+    for module in modules:
+        try:
+            if find_spec(module) is not None:
+                return module
+        except ModuleNotFoundError:
+            continue
+    raise ConfigError(f"this vLLM has none of {', '.join(modules)}; use a version from 0.26 to 0.33")
