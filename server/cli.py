@@ -1,22 +1,17 @@
-"""The command `loramix`."""
+"""The command `loramix`: one file a subcommand under server/commands/."""
 
-import json
-import os
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from merging import AdapterError, LoramixError, load_adapter
-from server.config import Settings
-from server.errors import ConfigError
-from server.sources import adapter_folders
+from merging import LoramixError
+from server.commands import serve
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-_stderr = Console(stderr=True, highlight=False)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
 
 
 def main() -> None:
@@ -24,7 +19,7 @@ def main() -> None:
     try:
         app()
     except LoramixError as error:
-        _stderr.print(f"[bold red]loramix:[/] {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]loramix:[/] {error}", soft_wrap=True)
         sys.exit(2)
 
 
@@ -41,71 +36,3 @@ def loramix(
     ] = False,
 ) -> None:
     """Serve any combination of LoRA adapters, chosen by each request."""
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The base model: a folder, or a name on the Hub.")],
-    adapters: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Folder whose subfolders are PEFT adapters; repeatable.")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=SOURCE", help="One adapter: a folder, or ORG/REPO on the Hub; repeatable.")
-    ] = None,
-    preset: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=RECIPE", help="A recipe that clients can pick by name; repeatable.")
-    ] = None,
-    default_method: Annotated[str, typer.Option(help="Merges a sum that names no method, such as math+code.")] = "cat",
-    skip_bad_adapters: Annotated[
-        bool, typer.Option("--skip-bad-adapters", help="Start without adapters that cannot be used.")
-    ] = False,
-    merge_timeout: Annotated[float, typer.Option(help="Seconds that a request waits for its merge at most.")] = 30.0,
-    adapter_host_gib: Annotated[float, typer.Option(help="Host memory for source adapters, in GiB.")] = 4.0,
-) -> None:
-    """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
-
-    Any further option goes to vLLM: --port, --max-loras (slots, 8 unless told otherwise), --max-lora-rank (room for any
-    two of the adapters side by side unless told otherwise), --api-key, --served-model-name, …
-    """
-    settings = Settings(
-        adapters=[path.resolve() for path in adapters or ()],
-        adapter=_pairs("--adapter", adapter),
-        presets=_pairs("--preset", preset),
-        default_method=default_method,
-        skip_bad_adapters=skip_bad_adapters,
-        merge_timeout=merge_timeout,
-        adapter_host_gib=adapter_host_gib,
-    )
-    for name, value in settings.model_dump(mode="json").items():
-        os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
-    ranks = _check_folders(settings)
-    from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
-    from server.vllm_launch import serve as launch
-
-    own_options = [option for parameter in context.command.params for option in parameter.opts]
-    launch(model, legal_rank(sum(sorted(ranks)[-2:]) or 16), context.args, own_options)
-
-
-def _pairs(option: str, words: list[str] | None) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for word in words or ():
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise ConfigError(f"{option} {word}: write it as NAME=VALUE")
-        if name in pairs:
-            raise ConfigError(f"{option} {name} is given twice")
-        pairs[name] = value
-    return pairs
-
-
-def _check_folders(settings: Settings) -> list[int]:
-    """The rank of every adapter; one that is broken on its own is refused before the model is loaded."""
-    ranks = []
-    for _, folder in adapter_folders(settings):
-        try:
-            ranks.append(load_adapter(folder).rank)
-        except AdapterError as error:
-            if not settings.skip_bad_adapters:
-                raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
-    return ranks

@@ -20,15 +20,12 @@ from server.metrics import Metrics
 
 @dataclass
 class _Entry:
-    """A recipe that is resident, or being built."""
+    """A recipe that is being built, or resident once it has a report."""
 
     recipe: Recipe
-    build: asyncio.Task[MergeReport] = field(init=False)
+    build: asyncio.Task[None] = field(init=False)
+    report: MergeReport | None = None
     leases: int = 0
-
-    @property
-    def resident(self) -> bool:
-        return self.build.done() and not self.build.cancelled() and self.build.exception() is None
 
 
 @dataclass
@@ -81,7 +78,7 @@ class Composer:
             LoramixError: what the build raised; the next request for the key tries again.
         """
         entry = self._entries.get(recipe.key)
-        hit = entry is not None and entry.resident
+        hit = entry is not None and entry.report is not None
         self._metrics.cache_requests.labels(tier="device", result="hit" if hit else "miss").inc()
         if entry is None:
             entry = self._entries[recipe.key] = _Entry(recipe)
@@ -104,26 +101,26 @@ class Composer:
         lease.waited_ms = (time.perf_counter() - started) * 1e3
         return lease
 
-    async def _build(self, entry: _Entry) -> MergeReport:
-        recipe, victim, placed = entry.recipe, None, False
-        outcome = "error"
+    async def _build(self, entry: _Entry) -> None:
+        method = entry.recipe.spec.method.name
         try:
             victim = await self._slot()
-            placed = True
-            report = await self._engine.build(recipe, victim)
-            outcome = "ok"
-        except BaseException:
-            del self._entries[recipe.key]
-            if placed:
+            try:
+                report = await self._engine.build(entry.recipe, victim)
+            except BaseException:
                 await self._return_slot(victim)
+                raise
+        except BaseException:
+            del self._entries[entry.recipe.key]
+            self._metrics.merges.labels(method=method, outcome="error").inc()
             raise
-        finally:
-            self._metrics.merges.labels(method=recipe.spec.method.name, outcome=outcome).inc()
+        entry.report = report
+        self._metrics.merges.labels(method=method, outcome="ok").inc()
         for phase, seconds in report["seconds"].items():
-            self._metrics.merge_seconds.labels(method=recipe.spec.method.name, phase=phase).observe(seconds)
-        self._metrics.resident.labels(method=recipe.spec.method.name).inc()
+            self._metrics.merge_seconds.labels(method=method, phase=phase).observe(seconds)
+        self._metrics.resident.labels(method=method).inc()
         self._metrics.resident_bytes.inc(report["nbytes"])
-        return report
+        self._hand_over(entry)  # all who waited for it may have gone
 
     async def _slot(self) -> Recipe | None:
         """Reserve a slot: None for a free one, or the recipe that has to leave its slot."""
@@ -131,8 +128,8 @@ class Composer:
             self._free -= 1
             return None
         for entry in self._entries.values():
-            if entry.leases == 0 and entry.resident:
-                return self._evict(entry)
+            if entry.leases == 0 and entry.report is not None:
+                return self._evict(entry, entry.report)
         turn: asyncio.Future[Recipe | None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         return await turn
@@ -149,15 +146,17 @@ class Composer:
     def _release(self, entry: _Entry) -> None:
         self._metrics.leases.dec()
         entry.leases -= 1
-        if self._entries.get(entry.recipe.key) is not entry:
-            return  # its build failed
-        self._entries.move_to_end(entry.recipe.key)
-        if entry.leases == 0 and entry.resident and self._queue:
-            self._queue.popleft().set_result(self._evict(entry))
+        if self._entries.get(entry.recipe.key) is entry:  # else its build failed
+            self._entries.move_to_end(entry.recipe.key)
+            self._hand_over(entry)
 
-    def _evict(self, entry: _Entry) -> Recipe:
+    def _hand_over(self, entry: _Entry) -> None:
+        """Give the slot of an entry that nobody leases to the build that has waited longest, if one waits."""
+        if entry.leases == 0 and entry.report is not None and self._queue:
+            self._queue.popleft().set_result(self._evict(entry, entry.report))
+
+    def _evict(self, entry: _Entry, report: MergeReport) -> Recipe:
         del self._entries[entry.recipe.key]
-        report = entry.build.result()
         self._metrics.evictions.inc()
         self._metrics.resident.labels(method=entry.recipe.spec.method.name).dec()
         self._metrics.resident_bytes.dec(report["nbytes"])

@@ -1,0 +1,1 @@
+"""HTTP routes that loramix adds, one router a file."""

@@ -1,0 +1,1 @@
+"""The subcommands of `loramix`, one a file."""
