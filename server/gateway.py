@@ -6,6 +6,7 @@ A pure ASGI middleware, so that streams stream and disconnects are seen. It chan
 
 import asyncio
 import json
+from collections.abc import Coroutine
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -45,7 +46,7 @@ class Gateway:
         if not isinstance(payload, dict):
             await self.app(scope, _replay(body, receive), send)  # vLLM says what is wrong with it
             return
-        lease = None
+        lease, gone = None, None
         try:
             recipe = service.recipe_of(payload)
             if recipe is None:
@@ -58,29 +59,29 @@ class Gateway:
                 return
             if payload.get("background"):
                 raise RequestError("background responses outlive their adapter's lease; send background: false", "background")
-            pending = asyncio.ensure_future(receive())  # the next message can only be that the client left
-            lease = await _unless(pending, service.composer.ensure(recipe))
+            gone = asyncio.ensure_future(receive())  # the next message can only be that the client left
+            lease = await _unless(gone, service.composer.ensure(recipe))
             if lease is None:
                 return
             payload["model"] = lease.name
-            await self.app(scope, _replay(json.dumps(payload).encode(), receive, pending), _with_headers(send, lease))
+            await self.app(scope, _replay(json.dumps(payload).encode(), receive, gone), _with_headers(send, lease))
         except LoramixError as error:
             await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
         finally:
+            if gone is not None:
+                gone.cancel()
             if lease is not None:
                 lease.release()
 
 
-async def _unless(gone: asyncio.Future[Message], ensure: Any) -> Lease | None:
+async def _unless(gone: asyncio.Future[Message], ensure: Coroutine[Any, Any, Lease]) -> Lease | None:
     """The lease, or None (and the wait cancelled) where the client leaves first."""
-    task = asyncio.ensure_future(ensure)
-    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        lease: Lease = task.result()
-        return lease
-    task.cancel()
-    await asyncio.wait({task})
-    return None
+    task = asyncio.create_task(ensure)
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -1,0 +1,73 @@
+"""What the server's unit tests share: tiny adapters, an engine that builds when it is told to, and a composer over it."""
+
+import asyncio
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from merging import LoraAdapter, LoraModule
+from server.catalog import Catalog, Recipe
+from server.composer import Composer
+from server.engine import MergeReport
+from server.grammar import parse_expression
+from server.metrics import Metrics
+
+MODULES = {"model.layers.0.q_proj": (12, 8), "model.layers.1.q_proj": (12, 8), "model.layers.0.down_proj": (8, 20)}
+
+
+def tiny_adapter(rank: int, seed: int, modules: dict[str, tuple[int, int]] = MODULES) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    factors = {
+        name: LoraModule(torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator))
+        for name, (d_out, d_in) in modules.items()
+    }
+    return LoraAdapter(factors, base_model="tiny")
+
+
+class FakeEngine:
+    """Builds finish when the test lets them, unless `hold` is off; remembers everything it was asked."""
+
+    def __init__(self, slots: int, hold: bool = False) -> None:
+        self.free = slots
+        self.hold = hold
+        self.built: list[str] = []
+        self.resident: set[str] = set()
+        self.gates: dict[str, asyncio.Future[None]] = {}
+        self.failures: dict[str, BaseException] = {}
+
+    async def build(self, recipe: Recipe, victim: Recipe | None) -> MergeReport:
+        self.built.append(recipe.name)
+        if self.hold:
+            await self.gates.setdefault(recipe.key, asyncio.get_running_loop().create_future())
+        if recipe.key in self.failures:
+            raise self.failures.pop(recipe.key)
+        if victim is not None:
+            await self.evict(victim)
+        assert self.free > 0, "the composer built into a full engine"
+        self.free -= 1
+        self.resident.add(recipe.key)
+        return MergeReport(seconds={"load": 0.0, "merge": 0.0, "commit": 0.0}, nbytes=100, rank=recipe.rank)
+
+    async def evict(self, recipe: Recipe) -> None:
+        if recipe.key in self.resident:
+            self.resident.remove(recipe.key)
+            self.free += 1
+
+    def finish(self, recipe: Recipe) -> None:
+        self.gates.pop(recipe.key).set_result(None)
+
+
+class Harness:
+    """A composer over a FakeEngine, with the catalog to name recipes."""
+
+    def __init__(self, catalog: Catalog, slots: int, hold: bool, timeout: float) -> None:
+        self.catalog = catalog
+        self.registry = CollectorRegistry()
+        self.engine = FakeEngine(slots, hold)
+        self.composer = Composer(self.engine, slots, timeout, Metrics(self.registry))
+
+    def recipe(self, expression: str) -> Recipe:
+        return self.catalog.resolve(parse_expression(expression, "cat"))
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0

@@ -1,0 +1,30 @@
+"""Fixtures of the server's unit tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import MODULES, Harness, tiny_adapter
+
+from merging import save_adapter
+from server.catalog import Catalog
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    """math and code of rank 4, style of rank 2 on one module only; merged ranks up to 8; base model `tiny`."""
+    catalog = Catalog(MODULES, max_rank=8, dtype="bfloat16", reserved=frozenset({"tiny"}))
+    for seed, (name, rank, modules) in enumerate(
+        [("math", 4, MODULES), ("code", 4, MODULES), ("style", 2, {"model.layers.0.q_proj": (12, 8)})]
+    ):
+        save_adapter(tiny_adapter(rank, seed, modules), tmp_path / name)
+        catalog.add(name, tmp_path / name)
+    return catalog
+
+
+@pytest.fixture
+def make_harness(catalog: Catalog) -> Callable[..., Harness]:
+    def make(slots: int = 2, hold: bool = False, timeout: float = 5.0) -> Harness:
+        return Harness(catalog, slots, hold, timeout)
+
+    return make

@@ -1,0 +1,192 @@
+"""The composer: one build a key, leases that hold, eviction of the longest unused, order among those who wait."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+from harness import Harness
+
+from merging import AdapterError
+from server.composer import Lease
+from server.errors import BusyError
+
+MakeHarness = Callable[..., Harness]
+
+
+async def settle() -> None:
+    """Let every task run until all wait for something outside."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_hundred_equal_requests_at_once_make_one_merge(make_harness: MakeHarness) -> None:
+    harness = make_harness(hold=True)
+    recipe = harness.recipe("math+code")
+    waiting = [asyncio.create_task(harness.composer.ensure(recipe)) for _ in range(100)]
+    await settle()
+    assert harness.metric("loramix_waiting_requests") == 100
+    harness.engine.finish(recipe)
+    leases = await asyncio.gather(*waiting)
+    assert harness.engine.built == [recipe.name]
+    assert {lease.tier for lease in leases} == {"merged"}
+    assert all(lease.waited_ms > 0 for lease in leases)
+    assert harness.metric("loramix_leases") == 100
+    for lease in leases:
+        lease.release()
+    assert harness.metric("loramix_leases") == harness.metric("loramix_waiting_requests") == 0
+    assert harness.metric("loramix_merges_total", method="cat", outcome="ok") == 1
+
+
+async def test_a_resident_adapter_is_not_built_again(make_harness: MakeHarness) -> None:
+    harness = make_harness()
+    (await harness.composer.ensure(harness.recipe("math+code"))).release()
+    lease = await harness.composer.ensure(harness.recipe("code+math"))
+    assert (lease.tier, lease.waited_ms) == ("device", 0)
+    assert len(harness.engine.built) == 1
+    assert harness.metric("loramix_cache_requests_total", tier="device", result="hit") == 1
+    assert harness.metric("loramix_cache_requests_total", tier="device", result="miss") == 1
+
+
+async def test_the_one_whose_last_lease_ended_longest_ago_is_evicted(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=2)
+    math = await harness.composer.ensure(harness.recipe("math"))
+    (await harness.composer.ensure(harness.recipe("code"))).release()
+    math.release()
+    (await harness.composer.ensure(harness.recipe("style"))).release()
+    assert harness.engine.resident == {harness.recipe("math").key, harness.recipe("style").key}
+    assert harness.metric("loramix_evictions_total") == 1
+    assert harness.metric("loramix_resident_adapters", method="cat") == 2
+    assert harness.metric("loramix_resident_bytes") == 200
+
+
+async def test_what_is_leased_is_never_evicted_and_others_wait_in_order(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1)
+    first = await harness.composer.ensure(harness.recipe("math"))
+    second = asyncio.create_task(harness.composer.ensure(harness.recipe("code")))
+    await settle()
+    third = asyncio.create_task(harness.composer.ensure(harness.recipe("style")))
+    await settle()
+    assert harness.engine.resident == {harness.recipe("math").key}
+    first.release()
+    lease = await second
+    await settle()
+    assert not third.done()
+    lease.release()
+    (await third).release()
+    assert harness.engine.built == [harness.recipe(name).name for name in ("math", "code", "style")]
+
+
+async def test_releasing_twice_gives_up_one_lease(make_harness: MakeHarness) -> None:
+    harness = make_harness()
+    recipe = harness.recipe("math")
+    one, other = await harness.composer.ensure(recipe), await harness.composer.ensure(recipe)
+    one.release()
+    one.release()
+    assert harness.metric("loramix_leases") == 1
+    other.release()
+    assert harness.metric("loramix_leases") == 0
+
+
+async def test_a_failed_build_reaches_all_who_wait_and_the_next_request_tries_again(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1, hold=True)
+    recipe = harness.recipe("math")
+    harness.engine.failures[recipe.key] = AdapterError("broken")
+    waiting = [asyncio.create_task(harness.composer.ensure(recipe)) for _ in range(3)]
+    await settle()
+    harness.engine.finish(recipe)
+    for task in waiting:
+        with pytest.raises(AdapterError, match="broken"):
+            await task
+    assert harness.metric("loramix_leases") == 0
+    assert harness.metric("loramix_merges_total", method="cat", outcome="error") == 1
+    harness.engine.hold = False
+    assert (await harness.composer.ensure(recipe)).tier == "merged"
+
+
+async def test_a_failed_build_frees_the_slot_that_was_taken_for_it(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1)
+    (await harness.composer.ensure(harness.recipe("math"))).release()
+    bad = harness.recipe("code")
+    harness.engine.failures[bad.key] = AdapterError("broken")
+    with pytest.raises(AdapterError):
+        await harness.composer.ensure(bad)
+    assert harness.engine.free == 1
+    (await harness.composer.ensure(harness.recipe("style"))).release()
+    assert harness.engine.resident == {harness.recipe("style").key}
+
+
+async def test_a_failed_build_hands_its_slot_to_the_next_in_line(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1, hold=True)
+    bad, good = harness.recipe("math"), harness.recipe("code")
+    harness.engine.failures[bad.key] = AdapterError("broken")
+    failing = asyncio.create_task(harness.composer.ensure(bad))
+    await settle()
+    waiting = asyncio.create_task(harness.composer.ensure(good))
+    await settle()
+    harness.engine.finish(bad)
+    with pytest.raises(AdapterError):
+        await failing
+    await settle()
+    harness.engine.finish(good)
+    assert (await waiting).key == good.key
+
+
+async def test_a_wait_that_is_too_long_ends_with_busy_and_leaves_no_lease(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1, timeout=0.01)
+    holder = await harness.composer.ensure(harness.recipe("math"))
+    with pytest.raises(BusyError, match=r"0\.01 s"):
+        await harness.composer.ensure(harness.recipe("code"))
+    assert harness.metric("loramix_leases") == 1
+    holder.release()
+    await settle()
+    assert harness.engine.resident == {harness.recipe("code").key}  # the build went on, for the next who asks
+
+
+async def test_a_finished_build_that_nobody_waits_for_any_more_gives_way_to_the_next_in_line(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1, hold=True)
+    left, next_in_line = harness.recipe("math"), harness.recipe("code")
+    leaving = asyncio.create_task(harness.composer.ensure(left))
+    await settle()
+    waiting = asyncio.create_task(harness.composer.ensure(next_in_line))
+    await settle()
+    leaving.cancel()
+    await settle()
+    harness.engine.finish(left)
+    await settle()
+    harness.engine.finish(next_in_line)
+    assert (await waiting).key == next_in_line.key
+    assert harness.metric("loramix_leases") == 1
+
+
+async def test_a_cancelled_request_does_not_cancel_the_build_of_the_others(make_harness: MakeHarness) -> None:
+    harness = make_harness(hold=True)
+    recipe = harness.recipe("math")
+    leaving, staying = (asyncio.create_task(harness.composer.ensure(recipe)) for _ in range(2))
+    await settle()
+    leaving.cancel()
+    await settle()
+    harness.engine.finish(recipe)
+    assert (await staying).tier == "merged"
+    assert harness.metric("loramix_leases") == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_under_random_traffic_every_request_is_served_and_nothing_leaks(make_harness: MakeHarness, seed: int) -> None:
+    harness = make_harness(slots=3)
+    random_ = random.Random(seed)
+    recipes = [harness.recipe(f"math*{weight / 10}") for weight in range(1, 12)]
+
+    async def client() -> None:
+        for _ in range(20):
+            recipe = random_.choice(recipes)
+            lease: Lease = await harness.composer.ensure(recipe)
+            for _ in range(random_.randrange(4)):
+                await asyncio.sleep(0)
+                assert recipe.key in harness.engine.resident, "evicted under a lease"
+            lease.release()
+
+    await asyncio.gather(*(client() for _ in range(12)))
+    assert harness.metric("loramix_leases") == harness.metric("loramix_waiting_requests") == 0
+    assert harness.engine.free == 3 - len(harness.engine.resident)
+    assert harness.metric("loramix_resident_adapters", method="cat") == len(harness.engine.resident)
