@@ -59,7 +59,7 @@ class Gateway:
                 return
             if payload.get("background"):
                 raise RequestError("background responses outlive their adapter's lease; send background: false", "background")
-            gone = asyncio.ensure_future(receive())  # the next message can only be that the client left
+            gone = asyncio.create_task(_next(receive))  # the next message can only be that the client left
             lease = await _unless(gone, service.composer.ensure(recipe))
             if lease is None:
                 return
@@ -74,14 +74,18 @@ class Gateway:
                 lease.release()
 
 
-async def _unless(gone: asyncio.Future[Message], ensure: Coroutine[Any, Any, Lease]) -> Lease | None:
+async def _unless(gone: asyncio.Task[Message], ensure: Coroutine[Any, Any, Lease]) -> Lease | None:
     """The lease, or None (and the wait cancelled) where the client leaves first."""
     task = asyncio.create_task(ensure)
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
+    await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
         task.cancel()
+        await asyncio.wait((task,))
+    return None if task.cancelled() else task.result()
+
+
+async def _next(receive: Receive) -> Message:
+    return await receive()
 
 
 async def _read(receive: Receive) -> bytes | None:
@@ -96,7 +100,7 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(chunks)
 
 
-def _replay(body: bytes, receive: Receive, pending: asyncio.Future[Message] | None = None) -> Receive:
+def _replay(body: bytes, receive: Receive, pending: asyncio.Task[Message] | None = None) -> Receive:
     """A receive that yields `body` first, then what comes."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

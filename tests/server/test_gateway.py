@@ -185,8 +185,8 @@ class Connection:
         self.inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
         scope = {
             "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
-            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http", "server": ("test", 80),
-            "client": ("test", 1), "headers": [(b"content-type", b"application/json")],
+            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
+            "server": ("test", 80), "client": ("test", 1), "headers": [(b"content-type", b"application/json")],
         }  # fmt: skip
         self.task = asyncio.create_task(app(scope, self.inbox.get, self._send))
 
