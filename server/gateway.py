@@ -109,7 +109,9 @@ def _replay(body: bytes, receive: Receive, pending: asyncio.Task[Message] | None
         if messages:
             return messages.pop()
         if pending is not None:
-            message, pending = await pending, None
+            # Shielded: whoever listens may stop listening, and the next listener must still hear.
+            message = await asyncio.shield(pending)
+            pending = None
             return message
         return await receive()
 

@@ -5,6 +5,7 @@ Registered as entry point `loramix` in the group `vllm.endpoint_plugins`; vLLM l
 
 import argparse
 import logging
+import sys
 import time
 
 from fastapi import FastAPI
@@ -58,7 +59,7 @@ class LoramixPlugin:
             catalog = _check_adapters(settings, facts, base_models)
             presets = read_presets(settings.presets, catalog, settings.default_method)
         except LoramixError as error:
-            logger.error("cannot start: %s", error)
+            print(f"loramix: cannot start: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         composer = Composer(engine, facts.slots, settings.merge_timeout, Metrics())
         state.loramix = Service(base_models, catalog, presets, composer, settings.default_method)

@@ -43,6 +43,8 @@ class VllmEngine:
                 f"the worker extension does not answer ({error}); "
                 "start vLLM with --worker-extension-cls server.vllm_worker.LoramixWorker"
             ) from error
+        if facts[0]["slots"] < 1:
+            raise ConfigError("on the CPU one LoRA slot stays empty; start with --max-loras 2 or more")
         modules = {name: (d_out, d_in) for each in facts for name, (d_out, d_in) in each["modules"].items()}
         return EngineFacts(modules, facts[0]["slots"], facts[0]["max_rank"], facts[0]["dtype"], facts[0]["device"])
 

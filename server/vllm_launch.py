@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -24,12 +24,12 @@ def legal_rank(rank: int) -> int:
     return next(legal for legal in RANKS if legal >= rank)
 
 
-def serve(model: str, max_rank: int, options: Sequence[str], own_options: Sequence[str]) -> None:
+def serve(model: str, defaults: Mapping[str, Sequence[str]], options: Sequence[str], own_options: Sequence[str]) -> None:
     """Run vLLM's OpenAI server with loramix in it, until it is told to stop.
 
     Args:
         model: anything that vLLM takes as one.
-        max_rank: rank limit, unless `options` has --max-lora-rank.
+        defaults: vLLM's options with their values, for those that `options` does not have.
         options: vLLM's own options, as on its command line.
         own_options: names of loramix's options, to suggest one for a name that neither has.
 
@@ -39,21 +39,23 @@ def serve(model: str, max_rank: int, options: Sequence[str], own_options: Sequen
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, "loramix"]))
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own command does
-    args = _parse(model, max_rank, options, own_options)
+    args = _parse(model, defaults, options, own_options)
     entry = import_module(_first("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server"))
     uvloop.run(entry.run_server(args))
 
 
-def _parse(model: str, max_rank: int, options: Sequence[str], own_options: Sequence[str]) -> argparse.Namespace:
-    """vLLM's arguments: its own parser over ours and the user's, later ones winning."""
+def _parse(
+    model: str, defaults: Mapping[str, Sequence[str]], options: Sequence[str], own_options: Sequence[str]
+) -> argparse.Namespace:
     cli_args = import_module(_first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"))
     parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="loramix serve", add_help=False))
     given = {word.split("=")[0].replace("_", "-") for word in options if word.startswith("--")}
     for owned in ("--worker-extension-cls", "--max-cpu-loras", "--lora-modules"):
         if owned in given:
             raise ConfigError(f"{owned} is set by loramix; adapters are named with --adapters and --adapter")
-    defaults = ["--host", "127.0.0.1", "--max-loras", "8", "--max-lora-rank", str(max_rank)]
-    args, unknown = parser.parse_known_args([model, *defaults, *options, "--enable-lora", "--worker-extension-cls", _WORKER])
+    settled = {"--host": ["127.0.0.1"], "--max-loras": ["8"], **defaults, "--worker-extension-cls": [_WORKER]}
+    words = [word for option, values in settled.items() if option not in given for word in (option, *values)]
+    args, unknown = parser.parse_known_args([model, *options, *words, "--enable-lora"])
     strange = [word for word in unknown if word.startswith("-")] or unknown
     if strange:
         known = [*own_options, *(option for action in parser._actions for option in action.option_strings)]

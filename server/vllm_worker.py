@@ -36,7 +36,7 @@ class LoramixWorker:
         worker_manager._load_adapter = self.loramix_load
         return {
             "modules": _module_shapes(worker_manager._adapter_manager),
-            "slots": config.max_loras,
+            "slots": _usable_slots(config.max_loras, self.device.type),
             "max_rank": config.max_lora_rank,
             "dtype": dtype,
             "device": str(self.device),
@@ -101,6 +101,15 @@ class LoramixWorker:
         if adapter is None:
             raise ValueError(f"{request.lora_name} was never merged by loramix; adapters are loaded through loramix only")
         return _lora_model(request.lora_int_id, adapter)
+
+
+def _usable_slots(max_loras: int, device: str) -> int:
+    """The slots that adapters may take, which vLLM fills from the first on.
+
+    On the CPU the last stays empty: vLLM's kernels there look up a token without an adapter at index −1, which is the
+    last slot, so that a request for the base model would be answered with the adapter in it.
+    """
+    return max_loras - 1 if device == "cpu" else max_loras
 
 
 def _lora_model(lora_id: int, adapter: LoraAdapter) -> LoRAModel:

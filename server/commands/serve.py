@@ -35,7 +35,8 @@ def serve(
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
     Any further option goes to vLLM: --port, --max-loras (slots, 8 unless told otherwise), --max-lora-rank (room for any
-    two of the adapters side by side unless told otherwise), --api-key, --served-model-name, …
+    two of the adapters side by side unless told otherwise), --lora-target-modules (those of the adapters unless told
+    otherwise), --api-key, --served-model-name, …
     """
     settings = Settings(
         adapters=[path.resolve() for path in adapters or ()],
@@ -48,12 +49,15 @@ def serve(
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
-    ranks = _check_folders(settings)
+    ranks, targets = _survey(settings)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch
 
+    defaults = {"--max-lora-rank": [str(legal_rank(sum(sorted(ranks)[-2:]) or 16))]}
+    if targets:
+        defaults["--lora-target-modules"] = sorted(targets)
     own_options = [option for parameter in context.command.params for option in parameter.opts]
-    launch(model, legal_rank(sum(sorted(ranks)[-2:]) or 16), context.args, own_options)
+    launch(model, defaults, context.args, own_options)
 
 
 def _pairs(option: str, words: list[str] | None) -> dict[str, str]:
@@ -68,13 +72,19 @@ def _pairs(option: str, words: list[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _check_folders(settings: Settings) -> list[int]:
-    """The rank of every adapter; one that is broken on its own is refused before the model is loaded."""
-    ranks = []
+def _survey(settings: Settings) -> tuple[list[int], set[str]]:
+    """The rank of every adapter, and the kinds of modules that they target together.
+
+    An adapter that is broken on its own is refused here, before the model is loaded.
+    """
+    ranks, targets = [], set()
     for _, folder in adapter_folders(settings):
         try:
-            ranks.append(load_adapter(folder).rank)
+            adapter = load_adapter(folder)
         except AdapterError as error:
             if not settings.skip_bad_adapters:
                 raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
-    return ranks
+            continue
+        ranks.append(adapter.rank)
+        targets |= {name.rpartition(".")[2] for name in adapter.modules}
+    return ranks, targets

@@ -244,6 +244,25 @@ async def test_a_lease_lasts_until_the_stream_has_ended(make_app: MakeApp) -> No
     assert harness.metric("loramix_leases") == 0
 
 
+async def test_a_listener_that_stops_listening_does_not_end_the_response(make_app: MakeApp) -> None:
+    app, _ = make_app()
+
+    async def listen_then_answer(request: Request) -> JSONResponse:
+        await request.body()
+        listener = asyncio.create_task(request.receive())  # vLLM listens so while it works, to notice a client that leaves
+        await settle()
+        listener.cancel()
+        await settle()
+        second = asyncio.create_task(request.receive())
+        await settle()
+        return JSONResponse({"listening": not second.done()})
+
+    app.post("/v1/chat/completions/batch")(listen_then_answer)
+    connection = Connection(app, {"model": "math"}, "/v1/chat/completions/batch")
+    await asyncio.wait_for(connection.task, 1)
+    assert connection.sent[-1]["body"] == b'{"listening":true}'
+
+
 async def test_a_client_that_leaves_mid_stream_gives_up_its_lease(make_app: MakeApp) -> None:
     app, harness = make_app()
     add_stream(app)
