@@ -12,7 +12,8 @@ from merging.errors import AdapterError, LoramixError, RecipeError
 from merging.merge import check_rank, merge, ranks
 from merging.methods import METHODS
 from merging.peft_folder import load_adapter, save_adapter
-from merging.spec import MergeSpec, Term
+from merging.spec import MergeSpec
+from merging.term import Term
 
 __all__ = [
     "DTYPES", "METHODS", "AdapterError", "LoraAdapter", "LoraModule", "LoramixError", "MergeSpec", "RecipeError",

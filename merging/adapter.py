@@ -1,10 +1,13 @@
 """A LoRA adapter in memory: per module a pair of factors and a scaling.
 
-This module knows nothing of files (see peft_folder.py) and nothing of merging.
+Factors of equal shape lie stacked in one tensor, so that moving or merging an adapter takes a few operations
+rather than two a module. This module knows nothing of files (see peft_folder.py) and nothing of merging.
+
+Shape suffixes: L  modules of the stack   R  rank   I  inputs (d_in)   O  outputs (d_out)
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +45,41 @@ class LoraModule:
         return self.scaling * (self.b.double() @ self.a.double())
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Modules of one shape, rank and dtype, stacked in the order of `names`; units are rows on both sides."""
+
+    names: tuple[str, ...]
+    a_LRI: Tensor
+    b_LRO: Tensor
+    scalings: tuple[float, ...]
+
+    def to(self, device: torch.device | str) -> "Stack":
+        return Stack(self.names, self.a_LRI.to(device), self.b_LRO.to(device), self.scalings)
+
+
+class StackedModules(Mapping[str, LoraModule]):
+    """The modules of some stacks, by name in sorted order; each is made when it is asked for."""
+
+    def __init__(self, stacks: Sequence[Stack]) -> None:
+        self.stacks = tuple(stacks)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Stack, int]]:
+        places = {name: (stack, row) for stack in self.stacks for row, name in enumerate(stack.names)}
+        return {name: places[name] for name in sorted(places)}
+
+    def __getitem__(self, name: str) -> LoraModule:
+        stack, row = self._places[name]
+        return LoraModule(stack.a_LRI[row], stack.b_LRO[row].mT, stack.scalings[row])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 @dataclass(frozen=True)
 class LoraAdapter:
     """A checked adapter.
@@ -57,12 +95,17 @@ class LoraAdapter:
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
-        return max(module.rank for module in self.modules.values())
+        return max(stack.a_LRI.shape[1] for stack in self.stacks)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all factors."""
-        return sum(m.a.nbytes + m.b.nbytes for m in self.modules.values())
+        return sum(stack.a_LRI.nbytes + stack.b_LRO.nbytes for stack in self.stacks)
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The modules, stacked by shape, rank and dtype; a copy, unless they lie stacked already."""
+        return self.modules.stacks if isinstance(self.modules, StackedModules) else _stacked(self.modules)
 
     @cached_property
     def digest(self) -> str:
@@ -72,5 +115,29 @@ class LoraAdapter:
             module = self.modules[name]
             state.update(f"{name} {module.a.dtype} {module.shape} {module.rank} {module.scaling!r}\n".encode())
             for factor in (module.a, module.b):
-                state.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                state.update(factor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return state.hexdigest()
+
+    def to(self, device: torch.device | str) -> "LoraAdapter":
+        """The same adapter on `device`, its modules stacked; the digest goes along if it is known."""
+        if isinstance(self.modules, StackedModules) and all(s.a_LRI.device == torch.device(device) for s in self.stacks):
+            return self
+        moved = LoraAdapter(StackedModules([stack.to(device) for stack in self.stacks]), self.base_model)
+        if "digest" in self.__dict__:
+            moved.__dict__["digest"] = self.digest
+        return moved
+
+
+def _stacked(modules: Mapping[str, LoraModule]) -> tuple[Stack, ...]:
+    groups: dict[tuple[tuple[int, int], int, torch.dtype], list[str]] = {}
+    for name in sorted(modules):
+        groups.setdefault((modules[name].shape, modules[name].rank, modules[name].a.dtype), []).append(name)
+    return tuple(
+        Stack(
+            tuple(names),
+            torch.stack([modules[name].a for name in names]),
+            torch.stack([modules[name].b.mT for name in names]),
+            tuple(modules[name].scaling for name in names),
+        )
+        for names in groups.values()
+    )

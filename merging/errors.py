@@ -2,7 +2,8 @@
 
     LoramixError
     ├── AdapterError   an adapter's folder or tensors cannot be used
-    └── RecipeError    what was asked of the adapters cannot be done
+    ├── RecipeError    what was asked of the adapters cannot be done
+    └── OutputError    a result cannot be written
 
 Every message names the offending value and what to do about it, in one line.
 """
@@ -29,6 +30,10 @@ class RecipeError(LoramixError):
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class OutputError(LoramixError):
+    """A file or folder cannot be written: the message says which one, why, and the remedy."""
 
 
 def nearest(name: str, known: Collection[str]) -> str:

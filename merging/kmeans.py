@@ -9,6 +9,8 @@ Shape suffixes: P  problems (modules × restarts)   N  points of a problem   K  
 import torch
 from torch import Tensor
 
+CUDA_MOST_POINTS = 256  # of a problem that the GPU's kernel takes: a program's registers must hold the means
+
 # Squared distances below this part of the points' own squared norms are float32 noise of the Gram matrix.
 _NOISE = 1e-6
 
@@ -16,7 +18,8 @@ _NOISE = 1e-6
 def kmeans(gram_LNN: Tensor, k: int, *, restarts: int, rounds: int, seed: int) -> Tensor:
     """Cluster the N points of each of L problems into k clusters: k-means++, then Lloyd's rounds; best inertia wins.
 
-    Points are taken in the order of their norms, so the result does not depend on the order they come in.
+    Points are taken in the order of their norms, and those of equal norm in that of Σ_j <x_i, x_j>², so the result does
+    not depend on the order they come in.
 
     Args:
         gram_LNN: inner products of the points, float64, on any device.
@@ -31,16 +34,24 @@ def kmeans(gram_LNN: Tensor, k: int, *, restarts: int, rounds: int, seed: int) -
     layers, points, _ = gram_LNN.shape
     if k == points:
         return torch.arange(points, device=gram_LNN.device).expand(layers, points)
-    order_LN = gram_LNN.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    order_LN = gram_LNN.square().sum(dim=2).argsort(dim=1, descending=True, stable=True)
+    norm_LN = gram_LNN.diagonal(dim1=1, dim2=2).gather(1, order_LN).float()  # lengths that differ by rounding are equal
+    order_LN = order_LN.gather(1, norm_LN.argsort(dim=1, descending=True, stable=True))
     sorted_LNN = gram_LNN.gather(1, order_LN[:, :, None].expand_as(gram_LNN))
     sorted_LNN = sorted_LNN.gather(2, order_LN[:, None, :].expand_as(gram_LNN))
-    gram_PNN = sorted_LNN.repeat_interleave(restarts, dim=0)
     generator = torch.Generator().manual_seed(seed)
-    draws_KR = torch.rand(k, restarts, generator=generator, dtype=torch.float64).to(gram_LNN.device)
-    label_PN = lloyd(gram_PNN, plus_plus(gram_PNN, draws_KR.repeat(1, layers)), rounds)
-    inertia_LR = inertia(gram_PNN, label_PN, k).view(layers, restarts)
-    best_L = inertia_LR.argmin(dim=1)
-    best_LN = label_PN.view(layers, restarts, points)[torch.arange(layers, device=best_L.device), best_L]
+    draws_KR = torch.rand(k, restarts, generator=generator, dtype=torch.float64).to(gram_LNN.device, non_blocking=True)
+    if gram_LNN.is_cuda and points <= CUDA_MOST_POINTS:
+        from merging.cuda_kmeans import kmeans_restarts  # Triton is there with CUDA only
+
+        label_LRN, inertia_LR = kmeans_restarts(sorted_LNN.float(), draws_KR.float(), rounds, _NOISE)
+    else:
+        gram_PNN = sorted_LNN.repeat_interleave(restarts, dim=0)
+        label_PN = lloyd(gram_PNN, plus_plus(gram_PNN, draws_KR.repeat(1, layers)), rounds)
+        label_LRN = label_PN.view(layers, restarts, points)
+        inertia_LR = inertia(gram_PNN, label_PN, k).view(layers, restarts)
+    best_L11 = inertia_LR.argmin(dim=1)[:, None, None]
+    best_LN = label_LRN.gather(1, best_L11.expand(-1, 1, points)).squeeze(1)
     return torch.empty_like(best_LN).scatter_(1, order_LN, best_LN)
 
 
@@ -81,10 +92,11 @@ def lloyd(gram_PNN: Tensor, centre_PK: Tensor, rounds: int) -> Tensor:
     k = centre_PK.shape[1]
     norm_PN = gram_PNN.diagonal(dim1=1, dim2=2)
     cross_PNK = gram_PNN.gather(2, centre_PK[:, None, :].expand(-1, gram_PNN.shape[1], -1))
-    label_PN = (norm_PN.gather(1, centre_PK)[:, None, :] - 2 * cross_PNK).argmin(dim=2)
+    start_PNK = norm_PN[:, :, None] - 2 * cross_PNK + norm_PN.gather(1, centre_PK)[:, None, :]
+    own_PN, label_PN = start_PNK.min(dim=2)
     for _ in range(rounds):
-        distance_PNK = _distances(gram_PNN, _fill_empty(gram_PNN, label_PN, k), k)
-        new_PN = distance_PNK.argmin(dim=2)
+        label_PN = _fill_empty(label_PN, own_PN, k)
+        own_PN, new_PN = _distances(gram_PNN, label_PN, k).min(dim=2)
         if torch.equal(new_PN, label_PN):
             break
         label_PN = new_PN
@@ -112,15 +124,14 @@ def _distances(gram_PNN: Tensor, label_PN: Tensor, k: int) -> Tensor:
     return distance_PNK.masked_fill((mean_PKN.sum(dim=2) == 0)[:, None, :], torch.inf)
 
 
-def _fill_empty(gram_PNN: Tensor, label_PN: Tensor, k: int) -> Tensor:
-    """Give each empty cluster the farthest point that is left, one after another."""
-    count_PK = torch.nn.functional.one_hot(label_PN, k).sum(dim=1)
-    if bool((count_PK > 0).all()):
+def _fill_empty(label_PN: Tensor, own_PN: Tensor, k: int) -> Tensor:
+    """Give each empty cluster the point that is left farthest from the centre it was assigned to, one after another."""
+    empty_PK = torch.nn.functional.one_hot(label_PN, k).sum(dim=1) == 0
+    if not bool(empty_PK.any()):
         return label_PN
-    own_PN = _distances(gram_PNN, label_PN, k).gather(2, label_PN[:, :, None]).squeeze(2)
     farthest_PN = own_PN.argsort(dim=1, descending=True, stable=True)
-    rank_PK = (count_PK == 0).cumsum(dim=1) - 1  # the how-manieth empty cluster this is
+    rank_PK = empty_PK.cumsum(dim=1) - 1  # the how-manieth empty cluster this is
     label_PN = label_PN.clone()
-    problem, cluster = torch.nonzero(count_PK == 0, as_tuple=True)
+    problem, cluster = torch.nonzero(empty_PK, as_tuple=True)
     label_PN[problem, farthest_PN[problem, rank_PK[problem, cluster]]] = cluster
     return label_PN

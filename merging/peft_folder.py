@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from merging.adapter import DTYPES, LoraAdapter, LoraModule
 from merging.errors import AdapterError
+from merging.exchange import exchange
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -41,7 +43,7 @@ _VARIANTS = {
     "fan_in_fan_out": "transposed (fan_in_fan_out) weights", "megatron_config": "Megatron layers",
 }  # fmt: skip
 # Initialisations that move part of the base weights into the adapter: B A alone is not ΔW until it is converted.
-_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def load_adapter(folder: Path | str) -> LoraAdapter:
@@ -56,17 +58,24 @@ def load_adapter(folder: Path | str) -> LoraAdapter:
         modules = _pair(_read_tensors(folder), config)
     except AdapterError as error:
         raise AdapterError(f"adapter {folder}: {error}") from error
-    return LoraAdapter(modules, base_model=config.get("base_model_name_or_path"))
+    return LoraAdapter(modules, base_model=config.get("base_model_name_or_path")).to("cpu")  # stacked
 
 
-def save_adapter(adapter: LoraAdapter, folder: Path | str) -> None:
+def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = False) -> None:
     """Write `adapter` as a PEFT folder that PEFT and vLLM load; all of it or nothing.
 
     The folder is written beside its place and renamed, so no reader ever meets half of one. Scalings must be 1
-    (as `merge` returns them). Raises FileExistsError if `folder` exists, OSError if the disk refuses.
+    (as `merge` returns them).
+
+    Args:
+        replace: exchange an existing folder for the new one, in one step where the system can.
+
+    Raises:
+        FileExistsError: if `folder` exists and may not be replaced.
+        OSError: if the disk refuses; nothing is left behind.
     """
     folder = Path(folder)
-    if folder.exists():
+    if folder.exists() and not replace:
         raise FileExistsError(f"{folder} exists; choose another folder or remove it first")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -79,7 +88,14 @@ def save_adapter(adapter: LoraAdapter, folder: Path | str) -> None:
             tensors[f"{PREFIX}{name}.lora_B.weight"] = module.b.contiguous()
         save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
         (scratch / CONFIG).write_text(json.dumps(_config_of(adapter), indent=2) + "\n")
-        os.replace(scratch, folder)
+        if replace and folder.exists():
+            exchange(scratch, folder)
+            shutil.rmtree(scratch)
+        else:
+            os.replace(scratch, folder)
+    except SafetensorError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise OSError(str(error)) from error
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -91,12 +107,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
-        raise AdapterError(f"{CONFIG} is missing; this is not a PEFT adapter folder") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{CONFIG} cannot be read ({error})") from error
+        raise AdapterError(f"{CONFIG} is missing; name a folder that PEFT's save_pretrained wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{CONFIG} cannot be read ({error}); copy it again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapterError(f"peft_type is {kind!r}; only LORA adapters can be served")
+        raise AdapterError(f"peft_type is {kind!r}; only LORA adapters can be merged, train one of those")
     for key, value in config.items():
         if key in _VARIANTS and value:
             raise AdapterError(f"{key}={value!r}: {_VARIANTS[key]} is not supported; train a plain LoRA instead")
@@ -113,10 +129,30 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"init_lora_weights={init!r} changes the base model's weights; "
             "convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion"
         )
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or not 0 < config[key] < math.inf:
-            raise AdapterError(f"{key}={config.get(key)!r} in {CONFIG} must be a positive number")
+    _check_number("r", config.get("r"))
+    _check_number("lora_alpha", config.get("lora_alpha"))
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise AdapterError(f"{key}={patterns!r} in {CONFIG} must map module names to numbers; correct it")
+        for pattern, value in patterns.items():
+            _check_number(f"{key}[{pattern!r}]", value)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise AdapterError(f"{key} in {CONFIG} has {pattern!r}, no regular expression ({error}); correct it") from error
+    for key, kind in (("use_rslora", bool), ("base_model_name_or_path", str)):
+        if config.get(key) is not None and not isinstance(config[key], kind):
+            raise AdapterError(f"{key}={config[key]!r} in {CONFIG} must be {kind.__name__}; correct it")
     return config
+
+
+def _check_number(key: str, value: object) -> None:
+    whole = "rank" in key or key == "r"
+    if not isinstance(value, int if whole else int | float) or isinstance(value, bool) or not 0 < value < sys.float_info.max:
+        raise AdapterError(
+            f"{key}={value!r} in {CONFIG} must be a positive number{', a whole one' if whole else ''}; correct it"
+        )
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -125,7 +161,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         if pickled:
             raise AdapterError(f"weights are pickled ({pickled[0]}), which can run code; save them as {WEIGHTS}")
-        raise AdapterError(f"{WEIGHTS} is missing")
+        raise AdapterError(f"{WEIGHTS} is missing; copy it from where the adapter was saved")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -144,16 +180,20 @@ def _pair(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, LoraM
         match = _KEY.fullmatch(key.removeprefix(PREFIX))
         if match is None or tensor.ndim != 2:
             raise AdapterError(
-                f"{key} {tuple(tensor.shape)} is not a LoRA factor of a linear layer, which is all that can be served"
+                f"{key} {tuple(tensor.shape)} is not a LoRA factor of a linear layer, which is all that can be merged; "
+                "train without it"
             )
-        factors.setdefault(match["module"], {})[match["factor"]] = tensor
+        factor = factors.setdefault(match["module"], {})
+        if match["factor"] in factor:
+            raise AdapterError(f"{key} stands for a factor that another tensor has already; save the adapter again")
+        factor[match["factor"]] = tensor
     if not factors:
-        raise AdapterError(f"{WEIGHTS} holds no tensors")
+        raise AdapterError(f"{WEIGHTS} holds no tensors; save the adapter again")
     modules = {}
     for name in sorted(factors):
         pair = factors[name]
         if set(pair) != {"A", "B"}:
-            raise AdapterError(f"{name} has only lora_{next(iter(pair))}; both factors are needed")
+            raise AdapterError(f"{name} has only lora_{next(iter(pair))}; both factors are needed, save it again")
         a, b = pair["A"], pair["B"]
         rank = _pattern(config.get("rank_pattern"), name, config["r"])
         if a.shape[0] != rank or b.shape[1] != rank or a.dtype != b.dtype:
@@ -177,7 +217,8 @@ def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> 
 def _config_of(adapter: LoraAdapter) -> dict[str, Any]:
     """PEFT's configuration for an adapter with scaling 1: alpha equals rank, module by module."""
     rank = adapter.rank
-    pattern = {name: module.rank for name, module in adapter.modules.items() if module.rank != rank}
+    # Patterns match the ends of names; anchored, one module's cannot match another's.
+    pattern = {f"^{name}": module.rank for name, module in adapter.modules.items() if module.rank != rank}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

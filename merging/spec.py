@@ -8,24 +8,15 @@ version and the output dtype do.
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merging.errors import RecipeError, nearest
 from merging.methods import METHODS, Method, Options
+from merging.term import Term
 
 MAX_TERMS = 16
-WEIGHT_DECIMALS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One adapter of a recipe, by name, with its weight."""
-
-    adapter: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +25,7 @@ class MergeSpec:
 
     Attributes:
         method: the merge method.
-        terms: the adapters, sorted by name, with weights rounded to 1e-4; none has weight 0, no name stands twice.
+        terms: the adapters, sorted by name, with weights rounded to 1e-4; none has weight 0 everywhere, no name stands twice.
         options: the method's own options, defaults filled in.
     """
 
@@ -57,12 +48,10 @@ class MergeSpec:
             raise RecipeError(f"{len(terms)} adapters in one recipe; use 1 to {MAX_TERMS}", "adapters")
         kept: dict[str, Term] = {}
         for term in terms:
-            if not math.isfinite(term.weight):
-                raise RecipeError(f"weight {term.weight} of {term.adapter!r} is not a finite number", "weight")
             if term.adapter in kept:
                 raise RecipeError(f"{term.adapter!r} stands twice; give it once, with one weight", "adapters")
-            kept[term.adapter] = Term(term.adapter, round(float(term.weight), WEIGHT_DECIMALS))
-        counted = tuple(kept[name] for name in sorted(kept) if kept[name].weight != 0)
+            kept[term.adapter] = term.canonical()
+        counted = tuple(kept[name] for name in sorted(kept) if kept[name].weight != 0 or kept[name].by_module)
         if not counted:
             raise RecipeError("every weight is 0 (after rounding to 1e-4); name the base model instead", "weight")
         return cls(known, counted, known.parse_options(options or {}))
@@ -76,7 +65,7 @@ class MergeSpec:
         """
         canonical = {
             "method": [self.method.name, self.method.version],
-            "terms": sorted([digests[term.adapter], term.weight] for term in self.terms),
+            "terms": sorted([digests[term.adapter], term.weight, term.by_module] for term in self.terms),
             "options": dataclasses.asdict(self.options),
             "dtype": dtype,
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 from merging import AdapterError, LoraAdapter, MergeSpec, RecipeError, check_rank, load_adapter, ranks
 from merging.errors import nearest
 from server.errors import UnknownModelError
-from server.grammar import is_name, readable
+from server.grammar import is_name, readable, readable_sum
 
 KEY_PREFIX = 12  # characters of the content key in an engine name: 48 bits
 
@@ -53,11 +53,6 @@ class Recipe:
     def name(self) -> str:
         """The engine's name for it. Holds the key, so two versions never share prefix-cache blocks."""
         return f"{readable(self.spec)}@{self.key[:KEY_PREFIX]}"
-
-    @property
-    def lora_id(self) -> int:
-        """A positive int64 from the key."""
-        return int(self.key[:15], 16) + 1
 
 
 class Catalog:
@@ -111,9 +106,9 @@ class Catalog:
         entries = {term.adapter: self._entries[term.adapter] for term in spec.terms}
         rank = check_rank(spec, {name: entry.ranks for name, entry in entries.items()})
         if rank > self._max_rank:
-            names = "+".join(f"{t.adapter}*{t.weight:g}" if t.weight != 1 else t.adapter for t in spec.terms)
+            fitting = f"svd-{self._max_rank}({readable_sum(spec)})"
             raise RecipeError(
-                f"{readable(spec)} has rank {rank}, over this server's {self._max_rank}; use svd-{self._max_rank}({names}), "
+                f"{readable(spec)} has rank {rank}, over this server's {self._max_rank}; use {fitting}, "
                 f"the nearest of that rank, or start the server with --max-lora-rank {rank} or more",
                 "rank",
             )

@@ -29,7 +29,8 @@ class WeightedAdapter(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str
-    weight: float = 1.0
+    weight: float | dict[str, float] = 1.0
+    """A number, or numbers by pattern of module names: `{"*.q_proj": 0.5, "*": 1.0}`, the first that matches counts."""
 
 
 class LoraObject(BaseModel):
@@ -91,17 +92,27 @@ def parse_object(lora: Any, default_method: str) -> MergeSpec:
         if "rank" in options:
             raise RequestError("lora.rank and lora.options.rank are the same; give one", "lora.rank")
         options["rank"] = recipe.rank
-    terms = [Term(adapter.name, adapter.weight) for adapter in recipe.adapters]
+    terms = [Term.of(adapter.name, adapter.weight) for adapter in recipe.adapters]
     return MergeSpec.create(method, terms, options)
 
 
 def readable(spec: MergeSpec) -> str:
-    """A spec as an expression, for people: options that an expression cannot say are left out."""
-    names = "+".join(term.adapter if term.weight == 1 else f"{term.adapter}*{term.weight:g}" for term in spec.terms)
-    if len(spec.terms) == 1 and spec.terms[0].weight == 1 and spec.method.name == "cat":
-        return names
+    """A spec as an expression, for people: options that an expression cannot say are left out, weights by module are `…`."""
+    if len(spec.terms) == 1 and spec.method.name == "cat" and spec.terms[0] == Term(spec.terms[0].adapter):
+        return spec.terms[0].adapter
     number = getattr(spec.options, spec.method.number) if spec.method.number else None
-    return f"{spec.method.name}{'' if number is None else f'-{number:g}'}({names})"
+    return f"{spec.method.name}{'' if number is None else f'-{number:g}'}({readable_sum(spec)})"
+
+
+def readable_sum(spec: MergeSpec) -> str:
+    """The terms of a spec as an expression has them."""
+    return "+".join(_readable_term(term) for term in spec.terms)
+
+
+def _readable_term(term: Term) -> str:
+    if term.by_module:
+        return f"{term.adapter}*…"
+    return term.adapter if term.weight == 1 else f"{term.adapter}*{term.weight:g}"
 
 
 def _numbered(method: str, number: str) -> dict[str, Any]:

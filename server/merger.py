@@ -24,13 +24,13 @@ _REMEMBERED = 4096  # jobs that can be built again without asking the server
 class Job(TypedDict):
     """A recipe as it crosses to the worker's process, in plain values.
 
-    terms: [name, weight, folder, digest] each.
+    terms: [name, weight (as Term.of takes it), folder, digest] each.
     """
 
     lora_id: int
     method: str
     options: dict[str, Any]
-    terms: list[tuple[str, float, str, str]]
+    terms: list[tuple[str, float | dict[str, float], str, str]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Merger:
         started = time.perf_counter()
         sources = {name: self._source(name, Path(folder), digest) for name, _, folder, digest in job["terms"]}
         loaded = time.perf_counter()
-        spec = MergeSpec.create(job["method"], [Term(name, weight) for name, weight, _, _ in job["terms"]], job["options"])
+        terms = [Term.of(name, weight) for name, weight, _, _ in job["terms"]]
+        spec = MergeSpec.create(job["method"], terms, job["options"])
         with _beside(self._device):
             merged = merge(sources, spec, device=self._device, dtype=self._dtype)
         return Built(merged, {"load": loaded - started, "merge": time.perf_counter() - loaded})

@@ -13,6 +13,7 @@ from server.engine import EngineFacts, MergeReport
 from server.errors import ConfigError
 from server.merger import Job
 
+_MAX_ID = 2**31 - 1  # vLLM's model runners keep LoRA ids in 32 bits
 _POLL_SECONDS = (0.002, 0.02)  # first and longest pause between two looks at a running merge
 
 
@@ -27,6 +28,8 @@ class VllmEngine:
     def __init__(self, client: EngineClient, requests: dict[str, LoRARequest]) -> None:
         self._client = client
         self._requests = requests
+        self._ids: dict[str, int] = {}  # by content key, of what is being built or resident
+        self._last_id = 0
 
     async def setup(self, host_bytes: int) -> EngineFacts:
         """Get the workers ready, and learn what they can hold.
@@ -51,18 +54,28 @@ class VllmEngine:
     async def build(self, recipe: Recipe, victim: Recipe | None) -> MergeReport:
         if victim is not None:
             self._requests.pop(victim.name, None)
+        lora_id = self._ids[recipe.key] = self._next_id()
         try:
-            await self._call("loramix_begin", _job(recipe))
-            report = await self._commit(recipe.lora_id, None if victim is None else victim.lora_id)
+            await self._call("loramix_begin", _job(recipe, lora_id))
+            report = await self._commit(lora_id, None if victim is None else self._ids[victim.key])
         except BaseException:
-            await self._call("loramix_evict", recipe.lora_id)
+            await self.evict(recipe)
             raise
-        self._requests[recipe.name] = LoRARequest(recipe.name, recipe.lora_id, f"loramix/{recipe.key}")
+        if victim is not None:
+            del self._ids[victim.key]
+        self._requests[recipe.name] = LoRARequest(recipe.name, lora_id, f"loramix/{recipe.key}")
         return report
 
     async def evict(self, recipe: Recipe) -> None:
         self._requests.pop(recipe.name, None)
-        await self._call("loramix_evict", recipe.lora_id)
+        await self._call("loramix_evict", self._ids.pop(recipe.key))
+
+    def _next_id(self) -> int:
+        """A LoRA id that is not in use. Ids count up: content keys do not fit them, and names carry those anyway."""
+        while True:
+            self._last_id = self._last_id % _MAX_ID + 1
+            if self._last_id not in self._ids.values():
+                return self._last_id
 
     async def _commit(self, lora_id: int, victim: int | None) -> MergeReport:
         pause, longest = _POLL_SECONDS
@@ -82,14 +95,14 @@ class VllmEngine:
         return replies
 
 
-def _job(recipe: Recipe) -> Job:
+def _job(recipe: Recipe, lora_id: int) -> Job:
     sources = {source.name: source for source in recipe.sources}
     return Job(
-        lora_id=recipe.lora_id,
+        lora_id=lora_id,
         method=recipe.spec.method.name,
         options=dataclasses.asdict(recipe.spec.options),
         terms=[
-            (term.adapter, term.weight, str(sources[term.adapter].path), sources[term.adapter].digest)
+            (term.adapter, term.plain_weight, str(sources[term.adapter].path), sources[term.adapter].digest)
             for term in recipe.spec.terms
         ],
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from merging.assembly import Kept
 from merging.methods.registry import Options, method
-from merging.pool import UnitBlock
+from merging.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ def rank(ranks: Sequence[int], options: CatOptions) -> int:
 
 
 @method("cat", version=1, options=CatOptions, rank=rank)
-def cat(block: UnitBlock, options: CatOptions) -> Kept:
+def cat(pool: Pool, options: CatOptions) -> Kept:
     """ΔW = Σ_t w_t ΔW_t, with A' = [A_1; …; A_T] and B' = [w_1 c_1 B_1 | … | w_T c_T B_T].
 
     Source: LoRA Soups (Prabhakar et al., COLING 2025), CAT with given weights.
     """
-    return Kept(block.coefficient_LN)
+    return Kept(pool.coefficient_LN)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from merging.assembly import Mixed
+from merging.core import check_rank, rank_of
 from merging.errors import RecipeError
 from merging.kmeans import kmeans, means
 from merging.methods.registry import Options, method
-from merging.pool import UnitBlock
+from merging.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,7 @@ class LegoOptions(Options):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise RecipeError(f"rank {self.rank} of lego; use 1 or more", "rank")
+        check_rank("lego", self.rank)
         for name, top in (("restarts", 64), ("rounds", 300)):
             if not 1 <= getattr(self, name) <= top:
                 raise RecipeError(f"{name}={getattr(self, name)} of lego; use 1 to {top}", name)
@@ -46,11 +46,11 @@ class LegoOptions(Options):
 
 
 def rank(ranks: Sequence[int], options: LegoOptions) -> int:
-    return min(options.rank or max(ranks), sum(ranks))
+    return rank_of(ranks, options.rank)
 
 
 @method("lego", version=1, options=LegoOptions, rank=rank, number="rank")
-def lego(block: UnitBlock, options: LegoOptions) -> Mixed:
+def lego(pool: Pool, options: LegoOptions) -> Mixed:
     """k-means on the units s = [a; b] of all adapters; the clusters' means are the merged units.
 
     √|w c| is folded into both sides of each unit, and the sign of w into b. Each mean is then rescaled to the mean
@@ -58,21 +58,17 @@ def lego(block: UnitBlock, options: LegoOptions) -> Mixed:
 
     Source: LoRA-LEGO (Zhao et al., ICLR 2025); the folding of weights is ours.
     """
-    k = rank(block.ranks, options)
-    fold_a_LN, fold_b_LN = _fold(block, options)
-    gram_a_LNN = fold_a_LN[:, :, None] * block.gram_a_LNN * fold_a_LN[:, None, :]
-    gram_b_LNN = fold_b_LN[:, :, None] * block.gram_b_LNN * fold_b_LN[:, None, :]
-    gram_LNN = gram_a_LNN + gram_b_LNN
-    clustered_LNN = gram_LNN if options.labels == "raw" else _cosines(gram_a_LNN) + _cosines(gram_b_LNN)
-    label_LN = kmeans(clustered_LNN, k, restarts=options.restarts, rounds=options.rounds, seed=options.seed)
-    mean_LKN = means(label_LN, k)
+    k = rank(pool.ranks, options)
+    fold_a_LN, fold_b_LN = _fold(pool, options)
+    mean_LKN = means(clusters(pool, options), k)
 
-    mean_rank = sum(block.ranks) / len(block.ranks)
-    gain = {"sqrt-r/k": mean_rank / k, "sqrt-n/k": block.units / k, "none": 1.0}[options.output] ** 0.25  # on each side
+    mean_rank = sum(pool.ranks) / len(pool.ranks)
+    gain = {"sqrt-r/k": mean_rank / k, "sqrt-n/k": pool.units / k, "none": 1.0}[options.output] ** 0.25  # on each side
     if options.norm == "inf":  # the norm of the means is known only once they are formed
-        norm_LN = torch.maximum(fold_a_LN.abs() * block.peak_a_LN.abs(), fold_b_LN.abs() * block.peak_b_LN)
+        norm_LN = torch.maximum(fold_a_LN.abs() * pool.peak_a_LN, fold_b_LN.abs() * pool.peak_b_LN)
         peak_LK = gain * (mean_LKN @ norm_LN[:, :, None]).squeeze(2)
         return Mixed(mean_LKN * fold_a_LN[:, None, :], mean_LKN * fold_b_LN[:, None, :], peak_LK)
+    gram_LNN = torch.stack(_folded_grams(pool, options)).sum(dim=0)
     norm_LN = gram_LNN.diagonal(dim1=1, dim2=2).sqrt()
     own_LK = ((mean_LKN @ gram_LNN) * mean_LKN).sum(dim=2).clamp_(min=0).sqrt()
     wanted_LK = gain * (mean_LKN @ norm_LN[:, :, None]).squeeze(2)
@@ -80,16 +76,32 @@ def lego(block: UnitBlock, options: LegoOptions) -> Mixed:
     return Mixed(mean_LKN * fold_a_LN[:, None, :], mean_LKN * fold_b_LN[:, None, :])
 
 
-def _fold(block: UnitBlock, options: LegoOptions) -> tuple[Tensor, Tensor]:
+def clusters(pool: Pool, options: LegoOptions) -> Tensor:
+    """(L, N) int64: the cluster of each unit."""
+    gram_a_LNN, gram_b_LNN = _folded_grams(pool, options)
+    if options.labels == "unit":
+        gram_a_LNN, gram_b_LNN = _cosines(gram_a_LNN), _cosines(gram_b_LNN)
+    k = rank(pool.ranks, options)
+    return kmeans(gram_a_LNN + gram_b_LNN, k, restarts=options.restarts, rounds=options.rounds, seed=options.seed)
+
+
+def _folded_grams(pool: Pool, options: LegoOptions) -> tuple[Tensor, Tensor]:
+    """The Gram matrices of the units with their folded factors."""
+    fold_a_LN, fold_b_LN = _fold(pool, options)
+    gram_a_LNN = fold_a_LN[:, :, None] * pool.gram_a_LNN * fold_a_LN[:, None, :]
+    return gram_a_LNN, fold_b_LN[:, :, None] * pool.gram_b_LNN * fold_b_LN[:, None, :]
+
+
+def _fold(pool: Pool, options: LegoOptions) -> tuple[Tensor, Tensor]:
     """What to multiply each unit's a and b with: √|w c| on both, the sign of w c on b; canonicalised if asked."""
-    root_LN = block.coefficients.abs().sqrt()
-    fold_a_LN, fold_b_LN = root_LN, root_LN * block.coefficients.sign()
+    root_LN = pool.coefficient_LN.abs().sqrt()
+    fold_a_LN, fold_b_LN = root_LN, root_LN * pool.coefficient_LN.sign()
     if not options.canonical:
         return fold_a_LN, fold_b_LN
-    norm_a_LN = block.gram_a_LNN.diagonal(dim1=1, dim2=2).sqrt()
-    norm_b_LN = block.gram_b_LNN.diagonal(dim1=1, dim2=2).sqrt()
+    norm_a_LN = pool.gram_a_LNN.diagonal(dim1=1, dim2=2).sqrt()
+    norm_b_LN = pool.gram_b_LNN.diagonal(dim1=1, dim2=2).sqrt()
     balance_LN = (norm_b_LN / norm_a_LN).sqrt()
-    balance_LN = torch.where((norm_a_LN > 0) & (norm_b_LN > 0), balance_LN, 1.0) * torch.where(block.peak_a_LN < 0, -1.0, 1.0)
+    balance_LN = torch.where((norm_a_LN > 0) & (norm_b_LN > 0), balance_LN, 1.0) * torch.where(pool.sign_a_LN < 0, -1.0, 1.0)
     return fold_a_LN * balance_LN, fold_b_LN / balance_LN
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-from merging.assembly import Mixed
-from merging.errors import RecipeError
+from merging.assembly import Blended
+from merging.elementwise import equal_rank, weighted_sum
 from merging.methods.registry import Options, method
-from merging.pool import UnitBlock
+from merging.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,17 @@ class LinearOptions(Options):
 
 
 def rank(ranks: Sequence[int], options: LinearOptions) -> int:
-    if len(set(ranks)) > 1:
-        raise RecipeError(
-            f"linear needs adapters of equal rank, these have {sorted(set(ranks))}; use cat, lego or svd", "method"
-        )
-    return ranks[0]
+    return equal_rank("linear", ranks, "cat, lego or svd")
 
 
 @method("linear", version=1, options=LinearOptions, rank=rank)
-def linear(block: UnitBlock, options: LinearOptions) -> Mixed:
+def linear(pool: Pool, options: LinearOptions) -> Blended:
     """A' = Σ_t s_t √|w_t c_t| A_t and B' = Σ_t √|w_t c_t| B_t, with s_t the sign of w_t.
 
     The product carries cross terms B_i A_j, unlike cat. Source: PEFT `add_weighted_adapter`, `linear`.
     """
-    eye_KN = torch.eye(block.ranks[0], dtype=torch.float64, device=block.coefficients.device).repeat(1, len(block.ranks))
-    root_L1N = block.coefficients.abs().sqrt()[:, None, :]
-    return Mixed(eye_KN * root_L1N * block.coefficients.sign()[:, None, :], eye_KN * root_L1N)
+
+    def blend(parts: list[Tensor], weight_LT: Tensor, key_LT: Tensor) -> Tensor:
+        return weighted_sum(parts, weight_LT)
+
+    return Blended(blend)

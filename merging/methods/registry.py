@@ -1,7 +1,8 @@
 """What a merge method is, and the decorator that registers one.
 
-A method never touches the factors themselves. It looks at a UnitBlock (all modules of one shape, their units
-stacked) and answers with an assembly: which units, or which mixtures of units, the merged adapter is made of.
+A method never touches the factors themselves. It looks at a Pool (all modules whose adapters have the same
+ranks) and answers with an assembly: which units, which mixtures of units, or which function of
+entries the merged adapter is made of.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Any
 
 from merging.assembly import Assembly
 from merging.errors import RecipeError, nearest
-from merging.pool import UnitBlock
+from merging.pool import Pool
 
 METHODS: dict[str, "Method"] = {}
 
@@ -42,7 +43,7 @@ class Method:
     number: str | None
     options: type[Options]
     rank: Callable[[Sequence[int], Any], int]
-    assemble: Callable[[UnitBlock, Any], Assembly]
+    assemble: Callable[[Pool, Any], Assembly]
 
     def parse_options(self, given: Mapping[str, Any]) -> Options:
         """Options from plain values; unknown names and values of a wrong type raise RecipeError."""
@@ -59,11 +60,11 @@ class Method:
 def method(
     name: str, *, version: int, options: type[Options], rank: Callable[[Sequence[int], Any], int], number: str | None = None
 ) -> Callable[[Callable[..., Assembly]], Callable[..., Assembly]]:
-    """Register the decorated function as the merge method `name`; it must take (block, options)."""
+    """Register the decorated function as the merge method `name`; it must take (pool, options)."""
 
     def register(assemble: Callable[..., Assembly]) -> Callable[..., Assembly]:
-        if list(inspect.signature(assemble).parameters) != ["block", "options"]:
-            raise TypeError(f"method {name}: the function must take (block, options)")
+        if list(inspect.signature(assemble).parameters) != ["pool", "options"]:
+            raise TypeError(f"method {name}: the function must take (pool, options)")
         if number is not None and number not in {f.name for f in dataclasses.fields(options)}:
             raise TypeError(f"method {name}: number={number!r} is none of its options")
         if name in METHODS:

@@ -97,6 +97,18 @@ def test_what_is_served_equals_what_is_merged_offline_and_loaded_by_peft(
     assert distance(served_logprobs(exact, recipe, tokens), logprobs_of(offline, tokens)) < EXACT
 
 
+@pytest.mark.parametrize("recipe", ["lego-8(all*0.5+attn*0.3)", "svd-8(all*0.5+mlp*-0.5)", "linear(all*0.3+twin*0.3)"])
+def test_in_bfloat16_every_method_agrees_with_the_offline_merge_within_rounding(
+    server: LiveServer, model: Path, adapters: Path, tokens: list[int], recipe: str, tmp_path: Path
+) -> None:
+    spec = parse_expression(recipe, "cat")
+    save_adapter(merge({t.adapter: load_adapter(adapters / t.adapter) for t in spec.terms}, spec), tmp_path / "merged")
+    offline = PeftModel.from_pretrained(base(model), tmp_path / "merged").eval()
+    served = served_logprobs(server, recipe, tokens)
+    assert distance(served, logprobs_of(offline, tokens)) < ROUNDED
+    assert distance(served, logprobs_of(base(model), tokens)) > 2 * ROUNDED
+
+
 def test_the_base_model_is_served_as_it_is(exact: LiveServer, model: Path, tokens: list[int]) -> None:
     assert distance(served_logprobs(exact, "smollm2", tokens), logprobs_of(base(model), tokens)) < EXACT
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merging import METHODS, MergeSpec, RecipeError, Term
+from server.catalog import Catalog
 from server.errors import RecipeSyntaxError, RequestError
 from server.grammar import parse_expression, parse_object, readable
 
@@ -107,6 +108,18 @@ def test_an_object_says_the_same_as_an_expression() -> None:
     assert parse_object(lora, "cat") == parse_expression("lego-16(b+a*0.7)", "cat")
 
 
+def test_an_object_may_weigh_by_module(catalog: Catalog) -> None:
+    by_module = {"method": "cat", "adapters": [{"name": "math", "weight": {"*.q_proj": 0.5, "*": 0}}, {"name": "code"}]}
+    spec = parse_object(by_module, "cat")
+    assert spec.terms[1].at("model.layers.0.q_proj") == 0.5
+    assert spec.terms[1].at("model.layers.0.down_proj") == 0
+    assert readable(spec) == "cat(code+math*…)"
+    plain = parse_object({"adapters": [{"name": "math", "weight": 0.5}, {"name": "code"}]}, "cat")
+    assert catalog.resolve(spec).key != catalog.resolve(plain).key
+    with pytest.raises(RecipeError, match=r"'\*\.k_proj' matches no module of 'math'"):
+        catalog.resolve(parse_object({"adapters": [{"name": "math", "weight": {"*.k_proj": 2}}]}, "cat"))
+
+
 def test_an_object_may_leave_the_method_to_the_server() -> None:
     assert parse_object({"adapters": [{"name": "a"}]}, "svd").method is METHODS["svd"]
 
@@ -118,7 +131,7 @@ def test_an_object_may_leave_the_method_to_the_server() -> None:
         ("cat(a)", "lora"),
         ({}, "lora.adapters"),
         ({"adapters": [{"name": "a", "wieght": 2}]}, "lora.adapters.0.wieght"),
-        ({"adapters": [{"name": "a", "weight": "2"}]}, "lora.adapters.0.weight"),
+        ({"adapters": [{"name": "a", "weight": "2"}]}, "lora.adapters.0.weight.float"),
         ({"adapters": [{"name": 3}]}, "lora.adapters.0.name"),
         ({"adapters": [{"name": "a"}], "rank": "8"}, "lora.rank"),
         ({"adapters": [{"name": "a"}], "method": "lego", "rank": 8, "options": {"rank": 4}}, "lora.rank"),

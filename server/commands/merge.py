@@ -1,0 +1,45 @@
+"""`loramix merge`: merge adapters into a PEFT folder."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from merging import DTYPES, RecipeError, check_rank, merge, ranks, save_adapter
+from merging.errors import OutputError, nearest
+from server.commands.recipes import Adapters, Device, Expression, Json, device_of, progress_bar, read_recipe
+
+
+def merge_command(
+    expression: Expression,
+    adapters: Adapters,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist, unless with --force.")],
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"Of the merged adapter: {', '.join(DTYPES)}.")] = "bfloat16",
+    force: Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists, in one step.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge adapters by a recipe, such as `lego-16(math*0.7+code)`, and write a PEFT folder that PEFT and vLLM load."""
+    if dtype not in DTYPES:
+        raise RecipeError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}", "dtype")
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists; choose another folder, or replace it with --force")
+    spec, sources = read_recipe(expression, adapters)
+    check_rank(spec, {name: ranks(adapter) for name, adapter in sources.items()})
+    modules = len(set().union(*(adapter.modules for adapter in sources.values())))
+    with progress_bar("Merging", modules) as advance:
+        merged = merge(sources, spec, device=device_of(device), dtype=DTYPES[dtype], progress=advance).to("cpu")
+    try:
+        save_adapter(merged, out, replace=force)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error}); nothing was left there") from error
+    summary = {
+        "out": str(out), "method": spec.method.name, "modules": len(merged.modules), "rank": merged.rank,
+        "dtype": dtype, "bytes": merged.nbytes, "digest": merged.digest,
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        Console().print(f"{out}: rank {merged.rank}, {len(merged.modules)} modules, {dtype}, {merged.nbytes / 1e6:.1f} MB")

@@ -1,0 +1,61 @@
+"""The GPU's paths give what the CPU's give."""
+
+import pytest
+import torch
+from reference.adapters import motley, random_adapter
+from reference.tolerance import assert_same_bytes
+
+from merging import METHODS, MergeSpec, Term, merge
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+ELEMENTWISE = {"linear", "magnitude", "ties", "dare"}
+# Directions near the Gram matrices' float32 noise may be dropped on one device and kept on the other.
+SLACK = {"core-ties": 0.05, "tsv": 5e-3, "iso": 5e-3, "svd": 1e-3}
+WIDE = {f"model.layers.{i}.{kind}": (96, 160) if kind == "q" else (200, 72) for i in range(3) for kind in "qv"}
+
+
+def of(method, dtype):
+    if method in ELEMENTWISE:
+        return [(random_adapter(seed, 8, shapes=WIDE, dtype=dtype), weight) for seed, weight in ((1, 0.7), (2, -0.4), (3, 1.1))]
+    return (
+        motley(dtype)
+        if dtype == torch.float32
+        else [(random_adapter(s, 7 + s, shapes=WIDE, dtype=dtype), 0.5) for s in range(4)]
+    )
+
+
+def merged(method, terms, device, dtype=torch.float32):
+    adapters = {f"a{i}": adapter for i, (adapter, _) in enumerate(terms)}
+    spec = MergeSpec.create(method, [Term(f"a{i}", weight) for i, (_, weight) in enumerate(terms)])
+    return merge(adapters, spec, device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_gpu_and_cpu_agree(method, dtype):
+    terms = of(method, dtype)
+    on_cpu, on_gpu = merged(method, terms, "cpu"), merged(method, terms, "cuda")
+    for name, module in on_cpu.modules.items():
+        wanted, given = module.delta(), on_gpu.modules[name].delta().cpu()
+        assert torch.linalg.norm(given - wanted) <= SLACK.get(method, 1e-5) * torch.linalg.norm(wanted), name
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_equal_keys_give_equal_bytes(method):
+    terms = of(method, torch.bfloat16)
+    assert_same_bytes(
+        merged(method, terms, "cuda", torch.bfloat16).to("cpu"), merged(method, terms[::-1], "cuda", torch.bfloat16).to("cpu")
+    )
+
+
+@pytest.mark.parametrize("units", [16, 40, 64, 128])
+def test_jacobi_gives_singular_values(units):
+    from merging.eigen import eigh, svd
+
+    x = torch.randn(5, units, units, dtype=torch.float64, generator=torch.Generator().manual_seed(units))
+    u, sigma, v = svd(x.cuda())
+    torch.testing.assert_close(sigma.cpu(), torch.linalg.svdvals(x), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close((u * sigma[:, None]) @ v, x.cuda(), rtol=0, atol=2e-4 * units**0.5)
+    value, vector = eigh((x @ x.mT).cuda())
+    torch.testing.assert_close((vector * value[:, None]) @ vector.mT, (x @ x.mT).cuda(), rtol=0, atol=1e-3 * units)
