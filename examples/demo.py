@@ -52,7 +52,7 @@ QUESTIONS = (
     Question("match", ("smollm2", "plural", "json", "cat(plural+json)"), "cat(plural+json)", '{"answer": "matches"}'),
     Question("12 30", ("smollm2", "sum", "pirate", "cat(sum+pirate)"), "cat(sum+pirate)", "Arrr! 42, me hearty!"),
 )
-OBJECT = {"method": "lego", "adapters": [{"name": "sum"}, {"name": "pirate", "weight": 1.1}], "rank": 4}
+OBJECT = {"method": "lego", "adapters": [{"name": "sum"}, {"name": "pirate"}], "rank": 4}
 
 
 class DemoError(RuntimeError):
@@ -92,14 +92,15 @@ def show_answers(client: OpenAI) -> None:
 
 def show_cache(client: OpenAI) -> None:
     """A combination as a body object: merged for its first request, on the device for the second."""
-    table = Table(title=f"“40 2”, body object lora={OBJECT}", title_justify="left", title_style="bold", expand=True)
+    table = Table(title=f"“12 30”, body object lora={OBJECT}", title_justify="left", title_style="bold", expand=True)
     for column in ("request", "answer", "x-loramix-cache", "x-loramix-merge-ms"):
         table.add_column(column)
     tiers = []
     for request in ("first", "second"):
-        answer, tier, milliseconds = ask(client, "smollm2", "40 2", lora=OBJECT)
+        answer, tier, milliseconds = ask(client, "smollm2", "12 30", lora=OBJECT)
         table.add_row(request, answer, tier, f"{milliseconds:.1f}")
         tiers.append(tier)
+        check(answer == "Arrr! 42, me hearty!", f"the body object answers as the expression does ({answer!r})")
     console.print(table)
     check(tiers == ["merged", "device"], f"a miss, then a hit (seen: {tiers})")
 
