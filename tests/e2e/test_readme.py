@@ -48,6 +48,6 @@ def test_the_python_call_answers(readme_server: LiveServer) -> None:
     assert run([sys.executable, "-c", snippet("python")], readme_server).strip() == ANSWER
 
 
-def test_the_presets_and_adapters_of_the_examples_are_listed(readme_server: LiveServer) -> None:
+def test_the_example_adapters_are_listed(readme_server: LiveServer) -> None:
     listed = json.loads(run(["curl", "-s", "http://127.0.0.1:8000/v1/models"], readme_server))["data"]
     assert [card["id"] for card in listed] == ["smollm2", "json", "manual", "pirate", "plural", "sum"]
