@@ -12,6 +12,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready-$(ENGINE)
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 export HF_HUB_OFFLINE = 1
 export VLLM_NO_USAGE_STATS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -46,7 +49,7 @@ $(READY): pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --upgrade pip
 	@echo "==> packages"
-	@$(PY) -m pip install --progress-bar on --editable ".[$(ENGINE),dev]" | grep --line-buffered -vE "already satisfied|^  (Downloading|Using cached) [^ ]*\.metadata"
+	@$(PY) -m pip install --progress-bar on --editable ".[$(ENGINE),dev]" | { grep --line-buffered -vE "^(Collecting|Requirement already|WARNING: Location)|\.metadata|^ *$$" || true; }
 	@# The builds of these three on the package index do not load beside the CPU build of torch, and text models need none.
 	@if [ $(ENGINE) = cpu ]; then $(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
 	@touch $@

@@ -28,7 +28,7 @@ def run(folder, command, *words):
     return result.stdout
 
 
-def test_merge_writes_a_folder_that_peft_reads(folder):
+def test_merge_writes_a_folder_that_loads_again(folder):
     summary = json.loads(run(folder, "merge", "lego-4(math*0.7+code)", "--out", folder / "out", "--json"))
     assert load_adapter(folder / "out").digest == summary["digest"]
     assert summary["rank"] == 4

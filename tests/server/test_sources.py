@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from harness import tiny_adapter
 
-from merging import AdapterError
+from merging import AdapterError, save_adapter
 from server.catalog import Catalog
-from server.commands.serve import _pairs
+from server.commands.serve import _pairs, _survey
 from server.config import Settings
 from server.errors import ConfigError
 from server.presets import read_presets
@@ -53,6 +54,14 @@ def test_name_value_options_are_read_and_their_mistakes_named() -> None:
     for words, message in ((["a"], "write it as NAME=VALUE"), (["=x"], "NAME=VALUE"), (["a=1", "a=2"], "a is given twice")):
         with pytest.raises(ConfigError, match=message):
             _pairs("--preset", words)
+
+
+def test_before_the_model_is_loaded_ranks_and_targets_are_read_and_broken_adapters_refused(tmp_path: Path) -> None:
+    save_adapter(tiny_adapter(4, seed=0), tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"adapter_config.json is missing.*--skip-bad-adapters"):
+        _survey(Settings(adapters=[tmp_path]))
+    assert _survey(Settings(adapters=[tmp_path], skip_bad_adapters=True)) == ([4], {"q_proj", "down_proj"})
 
 
 def test_a_preset_is_a_recipe_with_a_name(catalog: Catalog) -> None:
