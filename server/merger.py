@@ -66,7 +66,14 @@ class Merger:
     def poll(self, lora_id: int) -> Built | None:
         """The merged adapter of a begun job once it is done, None before. Raises what the merge raised."""
         running = self._running[lora_id]
-        return running.result() if running.done() else None
+        if not running.done():
+            return None
+        built = running.result()
+        if self._device.type == "cuda":  # its memory must outlive what the caller's stream does with it
+            for stack in built.adapter.stacks:
+                stack.a_LRI.record_stream(torch.cuda.current_stream(self._device))
+                stack.b_LRO.record_stream(torch.cuda.current_stream(self._device))
+        return built
 
     def drop(self, lora_id: int) -> None:
         """Let go of a job's result, done or not."""

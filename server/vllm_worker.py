@@ -22,7 +22,9 @@ class LoramixWorker:
     """Mixed into vLLM's worker class; every name starts with `loramix_` to stay out of its way."""
 
     loramix_merger: Merger
+    loramix_slots: int
     loramix_reports: dict[int, dict[str, Any]]
+    loramix_guests: set[int]
     model_runner: Any
     device: Any
 
@@ -32,11 +34,13 @@ class LoramixWorker:
         config = worker_manager.lora_config
         dtype = str(config.lora_dtype).removeprefix("torch.")
         self.loramix_merger = Merger(self.device, dtype, host_bytes)
+        self.loramix_slots = _usable_slots(config.max_loras, self.device.type)
         self.loramix_reports = {}
+        self.loramix_guests = set()
         worker_manager._load_adapter = self.loramix_load
         return {
             "modules": _module_shapes(worker_manager._adapter_manager),
-            "slots": _usable_slots(config.max_loras, self.device.type),
+            "slots": self.loramix_slots,
             "max_rank": config.max_lora_rank,
             "dtype": dtype,
             "device": str(self.device),
@@ -63,8 +67,9 @@ class LoramixWorker:
                 return {"state": "pending"}
             started = time.perf_counter()
             manager = self.model_runner.lora_manager._adapter_manager
-            if victim is not None:
-                self.loramix_remove(victim)
+            for leaving in (*self.loramix_guests, victim):
+                if leaving is not None:
+                    self.loramix_remove(leaving)
             model = _lora_model(lora_id, built.adapter)
             manager.add_adapter(model)
             manager.activate_adapter(lora_id)
@@ -89,17 +94,24 @@ class LoramixWorker:
 
     def loramix_remove(self, lora_id: int) -> None:
         self.loramix_reports.pop(lora_id, None)
+        self.loramix_guests.discard(lora_id)
         self.model_runner.lora_manager._adapter_manager.remove_adapter(lora_id)
 
     def loramix_load(self, request: LoRARequest) -> LoRAModel:
         """In the place of vLLM's `_load_adapter`, which reads a folder inside the engine step.
 
         Leases keep this from being called. It is the net for a request that the engine still schedules after its
-        client and lease are gone: its adapter is merged again, so that neither the engine nor a neighbour suffers.
+        client and lease are gone: its adapter is merged again, so that neither the engine nor a neighbour suffers, and
+        leaves at the next commit. Where every slot is taken, the one unused for longest gives way, to come back likewise.
         """
         adapter = self.loramix_merger.rebuild(request.lora_int_id)
         if adapter is None:
             raise ValueError(f"{request.lora_name} was never merged by loramix; adapters are loaded through loramix only")
+        manager = self.model_runner.lora_manager._adapter_manager
+        if len(manager) >= self.loramix_slots:
+            manager.remove_oldest_adapter()
+        if request.lora_int_id not in self.loramix_reports:
+            self.loramix_guests.add(request.lora_int_id)
         return _lora_model(request.lora_int_id, adapter)
 
 
