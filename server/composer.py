@@ -13,18 +13,18 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from server.catalog import Recipe
-from server.engine import Engine, MergeReport
+from server.engine import Engine, Resident
 from server.errors import BusyError
 from server.metrics import Metrics
 
 
 @dataclass
 class _Entry:
-    """A recipe that is being built, or resident once it has a report."""
+    """A recipe that is being built, or resident."""
 
     recipe: Recipe
     build: asyncio.Task[None] = field(init=False)
-    report: MergeReport | None = None
+    resident: Resident | None = None
     leases: int = 0
 
 
@@ -68,7 +68,7 @@ class Composer:
         self._metrics = metrics
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # by end of the last lease
         self._free = slots
-        self._queue: deque[asyncio.Future[Recipe | None]] = deque()  # builds that wait for a slot
+        self._queue: deque[asyncio.Future[Resident | None]] = deque()  # builds that wait for a slot
 
     async def ensure(self, recipe: Recipe) -> Lease:
         """A lease of `recipe`, built if it is not resident.
@@ -78,7 +78,7 @@ class Composer:
             LoramixError: what the build raised; the next request for the key tries again.
         """
         entry = self._entries.get(recipe.key)
-        hit = entry is not None and entry.report is not None
+        hit = entry is not None and entry.resident is not None
         self._metrics.cache_requests.labels(tier="device", result="hit" if hit else "miss").inc()
         if entry is None:
             entry = self._entries[recipe.key] = _Entry(recipe)
@@ -106,7 +106,7 @@ class Composer:
         try:
             victim = await self._slot()
             try:
-                report = await self._engine.build(entry.recipe, victim)
+                resident = await self._engine.build(entry.recipe, victim)
             except BaseException:
                 await self._return_slot(victim)
                 raise
@@ -114,27 +114,27 @@ class Composer:
             del self._entries[entry.recipe.key]
             self._metrics.merges.labels(method=method, outcome="error").inc()
             raise
-        entry.report = report
+        entry.resident = resident
         self._metrics.merges.labels(method=method, outcome="ok").inc()
-        for phase, seconds in report["seconds"].items():
+        for phase, seconds in resident.seconds.items():
             self._metrics.merge_seconds.labels(method=method, phase=phase).observe(seconds)
         self._metrics.resident.labels(method=method).inc()
-        self._metrics.resident_bytes.inc(report["nbytes"])
+        self._metrics.resident_bytes.inc(resident.nbytes)
         self._hand_over(entry)  # all who waited for it may have gone
 
-    async def _slot(self) -> Recipe | None:
-        """Reserve a slot: None for a free one, or the recipe that has to leave its slot."""
+    async def _slot(self) -> Resident | None:
+        """Reserve a slot: None for a free one, or what has to leave its slot."""
         if self._free:
             self._free -= 1
             return None
         for entry in self._entries.values():
-            if entry.leases == 0 and entry.report is not None:
-                return self._evict(entry, entry.report)
-        turn: asyncio.Future[Recipe | None] = asyncio.get_running_loop().create_future()
+            if entry.leases == 0 and entry.resident is not None:
+                return self._evict(entry, entry.resident)
+        turn: asyncio.Future[Resident | None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         return await turn
 
-    async def _return_slot(self, victim: Recipe | None) -> None:
+    async def _return_slot(self, victim: Resident | None) -> None:
         """A reserved slot was not used after all: empty it and hand it on."""
         if victim is not None:
             await self._engine.evict(victim)
@@ -152,12 +152,12 @@ class Composer:
 
     def _hand_over(self, entry: _Entry) -> None:
         """Give the slot of an entry that nobody leases to the build that has waited longest, if one waits."""
-        if entry.leases == 0 and entry.report is not None and self._queue:
-            self._queue.popleft().set_result(self._evict(entry, entry.report))
+        if entry.leases == 0 and entry.resident is not None and self._queue:
+            self._queue.popleft().set_result(self._evict(entry, entry.resident))
 
-    def _evict(self, entry: _Entry, report: MergeReport) -> Recipe:
+    def _evict(self, entry: _Entry, resident: Resident) -> Resident:
         del self._entries[entry.recipe.key]
         self._metrics.evictions.inc()
         self._metrics.resident.labels(method=entry.recipe.spec.method.name).dec()
-        self._metrics.resident_bytes.dec(report["nbytes"])
-        return entry.recipe
+        self._metrics.resident_bytes.dec(resident.nbytes)
+        return resident

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from server.catalog import Recipe
 
@@ -26,24 +26,32 @@ class EngineFacts:
     device: str
 
 
-class MergeReport(TypedDict):
-    """What a build cost: seconds by phase (`load`, `merge`, `commit`), bytes and rank of the result."""
+@dataclass(frozen=True)
+class Resident:
+    """A merged adapter in a slot of the engine.
 
-    seconds: dict[str, float]
+    Attributes:
+        lora_id: the engine's id for it; another one each time that a recipe is built.
+        seconds: what the build took, by phase (`load`, `merge`, `commit`).
+        nbytes: of its factors.
+    """
+
+    recipe: Recipe
+    lora_id: int
+    seconds: Mapping[str, float]
     nbytes: int
-    rank: int
 
 
 class Engine(Protocol):
     """Builds merged adapters and holds them in its slots."""
 
-    async def build(self, recipe: Recipe, victim: Recipe | None) -> MergeReport:
+    async def build(self, recipe: Recipe, victim: Resident | None) -> Resident:
         """Merge `recipe` and put it into the slot of `victim`, or into a free one; callable by name from then on.
 
-        Raises LoramixError, and then the slot of `victim` is as it was.
+        Raises LoramixError, and then `victim` has still to be evicted.
         """
         ...
 
-    async def evict(self, recipe: Recipe) -> None:
-        """Free the slot of a built recipe."""
+    async def evict(self, resident: Resident) -> None:
+        """Free the slot of a merged adapter."""
         ...

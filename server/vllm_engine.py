@@ -9,7 +9,7 @@ from vllm.lora.request import LoRARequest
 
 from merging import AdapterError, LoramixError, RecipeError
 from server.catalog import Recipe
-from server.engine import EngineFacts, MergeReport
+from server.engine import EngineFacts, Resident
 from server.errors import ConfigError
 from server.merger import Job
 
@@ -28,7 +28,7 @@ class VllmEngine:
     def __init__(self, client: EngineClient, requests: dict[str, LoRARequest]) -> None:
         self._client = client
         self._requests = requests
-        self._ids: dict[str, int] = {}  # by content key, of what is being built or resident
+        self._ids: set[int] = set()  # of what is being built or resident
         self._last_id = 0
 
     async def setup(self, host_bytes: int) -> EngineFacts:
@@ -51,33 +51,44 @@ class VllmEngine:
         modules = {name: (d_out, d_in) for each in facts for name, (d_out, d_in) in each["modules"].items()}
         return EngineFacts(modules, facts[0]["slots"], facts[0]["max_rank"], facts[0]["dtype"], facts[0]["device"])
 
-    async def build(self, recipe: Recipe, victim: Recipe | None) -> MergeReport:
+    async def build(self, recipe: Recipe, victim: Resident | None) -> Resident:
         if victim is not None:
-            self._requests.pop(victim.name, None)
-        lora_id = self._ids[recipe.key] = self._next_id()
+            self._close(victim)
+        lora_id = self._next_id()
         try:
             await self._call("loramix_begin", _job(recipe, lora_id))
-            report = await self._commit(lora_id, None if victim is None else self._ids[victim.key])
+            resident = await self._commit(recipe, lora_id, None if victim is None else victim.lora_id)
         except BaseException:
-            await self.evict(recipe)
+            await self._free(lora_id)
             raise
         if victim is not None:
-            del self._ids[victim.key]
+            self._ids.discard(victim.lora_id)
         self._requests[recipe.name] = LoRARequest(recipe.name, lora_id, f"loramix/{recipe.key}")
-        return report
+        return resident
 
-    async def evict(self, recipe: Recipe) -> None:
-        self._requests.pop(recipe.name, None)
-        await self._call("loramix_evict", self._ids.pop(recipe.key))
+    async def evict(self, resident: Resident) -> None:
+        self._close(resident)
+        await self._free(resident.lora_id)
+
+    def _close(self, resident: Resident) -> None:
+        """Take it off the table, unless its recipe has been built anew and stands there under the same name."""
+        request = self._requests.get(resident.recipe.name)
+        if request is not None and request.lora_int_id == resident.lora_id:
+            del self._requests[resident.recipe.name]
+
+    async def _free(self, lora_id: int) -> None:
+        await self._call("loramix_evict", lora_id)
+        self._ids.discard(lora_id)
 
     def _next_id(self) -> int:
         """A LoRA id that is not in use. Ids count up: content keys do not fit them, and names carry those anyway."""
         while True:
             self._last_id = self._last_id % _MAX_ID + 1
-            if self._last_id not in self._ids.values():
+            if self._last_id not in self._ids:
+                self._ids.add(self._last_id)
                 return self._last_id
 
-    async def _commit(self, lora_id: int, victim: int | None) -> MergeReport:
+    async def _commit(self, recipe: Recipe, lora_id: int, victim: int | None) -> Resident:
         pause, longest = _POLL_SECONDS
         while True:
             replies = await self._call("loramix_commit", lora_id, victim)
@@ -86,7 +97,7 @@ class VllmEngine:
                     raise _error_of(reply)
             if all(reply["state"] == "done" for reply in replies):
                 slowest = {phase: max(reply["seconds"][phase] for reply in replies) for phase in replies[0]["seconds"]}
-                return MergeReport(seconds=slowest, nbytes=replies[0]["nbytes"], rank=replies[0]["rank"])
+                return Resident(recipe, lora_id, slowest, replies[0]["nbytes"])
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
 

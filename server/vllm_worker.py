@@ -57,7 +57,7 @@ class LoramixWorker:
 
         Returns:
             {"state": "pending"}, {"state": "failed", "kind", "message", "param"} or
-            {"state": "done", "seconds": {phase: s}, "nbytes": bytes, "rank": rank}.
+            {"state": "done", "seconds": {phase: s}, "nbytes": bytes}.
         """
         if lora_id in self.loramix_reports:
             return self.loramix_reports[lora_id]
@@ -83,7 +83,7 @@ class LoramixWorker:
             }  # fmt: skip
         self.loramix_merger.drop(lora_id)
         seconds = {**built.seconds, "commit": time.perf_counter() - started}
-        report = {"state": "done", "seconds": seconds, "nbytes": built.adapter.nbytes, "rank": built.adapter.rank}
+        report = {"state": "done", "seconds": seconds, "nbytes": built.adapter.nbytes}
         self.loramix_reports[lora_id] = report
         return report
 

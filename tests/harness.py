@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from merging import LoraAdapter, LoraModule
 from server.catalog import Catalog, Recipe
 from server.composer import Composer
-from server.engine import MergeReport
+from server.engine import Resident
 from server.grammar import parse_expression
 from server.metrics import Metrics
 
@@ -31,12 +31,17 @@ class FakeEngine:
         self.free = slots
         self.hold = hold
         self.built: list[str] = []
-        self.resident: set[str] = set()
+        self.slots: dict[int, str] = {}  # content key by LoRA id
         self.gates: dict[str, asyncio.Future[None]] = {}
         self.failures: dict[str, BaseException] = {}
 
-    async def build(self, recipe: Recipe, victim: Recipe | None) -> MergeReport:
+    @property
+    def resident(self) -> set[str]:
+        return set(self.slots.values())
+
+    async def build(self, recipe: Recipe, victim: Resident | None) -> Resident:
         self.built.append(recipe.name)
+        lora_id = len(self.built)
         if self.hold:
             await self.gates.setdefault(recipe.key, asyncio.get_running_loop().create_future())
         if recipe.key in self.failures:
@@ -45,13 +50,12 @@ class FakeEngine:
             await self.evict(victim)
         assert self.free > 0, "the composer built into a full engine"
         self.free -= 1
-        self.resident.add(recipe.key)
-        return MergeReport(seconds={"load": 0.0, "merge": 0.0, "commit": 0.0}, nbytes=100, rank=recipe.rank)
+        self.slots[lora_id] = recipe.key
+        return Resident(recipe, lora_id, {"load": 0.0, "merge": 0.0, "commit": 0.0}, nbytes=100)
 
-    async def evict(self, recipe: Recipe) -> None:
-        if recipe.key in self.resident:
-            self.resident.remove(recipe.key)
-            self.free += 1
+    async def evict(self, resident: Resident) -> None:
+        del self.slots[resident.lora_id]
+        self.free += 1
 
     def finish(self, recipe: Recipe) -> None:
         self.gates.pop(recipe.key).set_result(None)

@@ -148,26 +148,31 @@ def test_a_hundred_equal_requests_at_once_make_one_merge(server: LiveServer) -> 
 
 def test_more_compositions_than_slots_share_the_engine_and_each_answers_as_if_alone(server: LiveServer) -> None:
     recipes = ["smollm2", "all", "attn", "mlp", "cat(all*0.5+mlp)", "cat(attn*-1)", "lego-4(all+mlp)", "cat(twin*0.5+attn*0.5)"]
-    prompt = "The capital of France is"
+    prompt = "The capital of France is Paris, and the sea is blue."
 
-    async def logprob(client: AsyncOpenAI, recipe: str) -> float:
+    async def logprobs(client: AsyncOpenAI, recipe: str) -> list[float]:
         answer = await client.completions.create(
             model=recipe, prompt=prompt, max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
         )
         positions = answer.choices[0].model_extra["prompt_logprobs"]  # type: ignore[index]
-        return float(sum(next(iter(position.values()))["logprob"] for position in positions[1:]))
+        return [next(iter(position.values()))["logprob"] for position in positions[1:]]
 
-    async def run() -> tuple[list[float], list[list[float]]]:
+    async def run() -> tuple[list[list[float]], list[list[list[float]]]]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
-            alone = [await logprob(client, recipe) for recipe in recipes]
-            together = [await asyncio.gather(*(logprob(client, recipe) for recipe in recipes)) for _ in range(3)]
+            alone = [await logprobs(client, recipe) for recipe in recipes]
+            together = [await asyncio.gather(*(logprobs(client, recipe) for recipe in recipes)) for _ in range(3)]
             return alone, together
+
+    def distance(one: list[float], other: list[float]) -> float:
+        return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
 
     evictions = server.metric("loramix_evictions_total")
     alone, together = asyncio.run(run())
-    assert len({round(value) for value in alone}) >= 6, "the compositions must differ, or this shows nothing"
     for batch in together:
-        assert batch == pytest.approx(alone, abs=0.6)
+        for place, answer in enumerate(batch):  # bfloat16 rounds differently in other company, by far less than recipes differ
+            own, *others = sorted(distance(answer, reference) for reference in alone)
+            assert own == distance(answer, alone[place]), f"{recipes[place]} answered as another"
+            assert own < 0.5 * others[0], recipes[place]
     assert server.metric("loramix_evictions_total") > evictions
     assert server.metric("loramix_resident_adapters") <= 4
     assert server.metric("loramix_leases") == 0

@@ -1,7 +1,6 @@
 """The README's server, curl call and Python call, run as they stand there (but for the port), answer what it says."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -27,9 +26,8 @@ def snippet(name: str) -> str:
 def readme_server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     program, *arguments = shlex.split(snippet("serve"))
     assert program == ".venv/bin/loramix"
-    arguments = [os.path.expanduser(argument) for argument in arguments]
-    assert arguments[1] == str(model)
-    arguments[-1] = str(ROOT / arguments[-1])
+    assert arguments[1] == f"~/.cache/loramix/{model.name}"  # where the model is, unless XDG_CACHE_HOME says otherwise
+    arguments[1], arguments[-1] = str(model), str(ROOT / arguments[-1])
     with LiveServer([LORAMIX, *arguments, "--max-model-len", "512"], tmp_path_factory.mktemp("readme") / "log") as live:
         yield live
 

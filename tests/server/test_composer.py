@@ -77,6 +77,23 @@ async def test_what_is_leased_is_never_evicted_and_others_wait_in_order(make_har
     assert harness.engine.built == [harness.recipe(name).name for name in ("math", "code", "style")]
 
 
+async def test_what_is_asked_for_while_it_leaves_its_slot_is_built_anew(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=2)
+    for name in ("math", "code"):
+        (await harness.composer.ensure(harness.recipe(name))).release()
+    harness.engine.hold = True
+    replacing = asyncio.create_task(harness.composer.ensure(harness.recipe("style")))  # in the slot of math
+    await settle()
+    again = asyncio.create_task(harness.composer.ensure(harness.recipe("math")))  # in the slot of code
+    await settle()
+    harness.engine.finish(harness.recipe("math"))
+    assert (await again).tier == "merged"
+    assert sorted(harness.engine.slots.values()).count(harness.recipe("math").key) == 2  # the old one, and the new
+    harness.engine.finish(harness.recipe("style"))
+    await replacing
+    assert harness.engine.slots == {4: harness.recipe("math").key, 3: harness.recipe("style").key}
+
+
 async def test_releasing_twice_gives_up_one_lease(make_harness: MakeHarness) -> None:
     harness = make_harness()
     recipe = harness.recipe("math")
