@@ -41,7 +41,7 @@ class VllmEngine:
             raise ConfigError("vLLM runs without LoRA; start it with --enable-lora")
         try:
             facts = await self._call("loramix_setup", host_bytes)
-        except Exception as error:  # noqa: BLE001  (vLLM raises a bare Exception for whatever a worker raised)
+        except Exception as error:  # vLLM raises a bare one for whatever a worker raised
             raise ConfigError(
                 f"the worker extension does not answer ({error}); "
                 "start vLLM with --worker-extension-cls server.vllm_worker.LoramixWorker"
