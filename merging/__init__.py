@@ -9,13 +9,14 @@ save_adapter(merge(adapters, spec), "merged")
 
 from merging.adapter import DTYPES, LoraAdapter, LoraModule
 from merging.errors import AdapterError, LoramixError, RecipeError
-from merging.merge import check_rank, merge, ranks
+from merging.merge import check_rank, merge, merge_into, ranks
 from merging.methods import METHODS
 from merging.peft_folder import load_adapter, save_adapter
+from merging.room import Room, Rooms
 from merging.spec import MergeSpec
 from merging.term import Term
 
 __all__ = [
     "DTYPES", "METHODS", "AdapterError", "LoraAdapter", "LoraModule", "LoramixError", "MergeSpec", "RecipeError",
-    "Term", "check_rank", "load_adapter", "merge", "ranks", "save_adapter",
+    "Room", "Rooms", "Term", "check_rank", "load_adapter", "merge", "merge_into", "ranks", "save_adapter",
 ]  # fmt: skip

@@ -80,7 +80,7 @@ class StackedModules(Mapping[str, LoraModule]):
         return len(self._places)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoraAdapter:
     """A checked adapter.
 

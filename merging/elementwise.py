@@ -7,10 +7,12 @@
     dare        random       weighted sum or elected sign
 
 Conventions are PEFT's (peft/utils/merge_utils.py): A and B apart, signs elected before weighting.
+This is in torch, for the CPU; cuda_elementwise.py has the GPU's.
 Shape suffixes as in pool.py; D is I or O. Weights are (L, T) float32.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +21,53 @@ from torch import Tensor
 from merging.errors import RecipeError
 
 Majority = Literal["total", "frequency"]
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Sparsifier: see `largest`."""
+
+    density: float
+
+
+@dataclass(frozen=True)
+class Random:
+    """Sparsifier: see `random`. The seed sets the draws of equal keys apart."""
+
+    density: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A row of the table above: how each merged entry is made of the same entry of T adapters' factors.
+
+    Attributes:
+        sparsifier: what to drop first of each factor; None keeps all.
+        majority: how the signs of `elected_sign` are elected; None takes the weighted sum.
+    """
+
+    sparsifier: Largest | Random | None = None
+    majority: Majority | None = None
+
+    def __call__(self, parts: Sequence[Tensor], weight_LT: Tensor, key_LT: Tensor) -> Tensor:
+        """The merged factors, (L, R, D) float32.
+
+        Args:
+            parts: the factors of T adapters, (L, R, D) in their own dtype.
+            key_LT: int64 seeds that tell the factors apart.
+        """
+        kept = [self._sparse(x_LRD, key_L) for x_LRD, key_L in zip(parts, key_LT.T, strict=True)]
+        return weighted_sum(kept, weight_LT) if self.majority is None else elected_sign(kept, weight_LT, self.majority)
+
+    def _sparse(self, x_LRD: Tensor, key_L: Tensor) -> Tensor:
+        match self.sparsifier:
+            case None:
+                return x_LRD
+            case Largest(density):
+                return largest(x_LRD, density)
+            case Random(density, seed):
+                return random(x_LRD, density, key_L ^ seed)
 
 
 def equal_rank(method: str, ranks: Sequence[int], others: str) -> int:
@@ -60,8 +109,13 @@ def random(x_LRD: Tensor, density: float, key_L: Tensor) -> Tensor:
         return x_LRD
     place_X = torch.arange(x_LRD[0].numel(), dtype=torch.int32, device=x_LRD.device)
     bits_LX = _hash(place_X[None] ^ _hash(key_L.to(torch.int32))[:, None])
-    kept_LX = (bits_LX & 0x7FFFFFFF) < min(round(density * 2**31), 2**31 - 1)
+    kept_LX = (bits_LX & 0x7FFFFFFF) < draw_limit(density)
     return torch.where(kept_LX.view_as(x_LRD), x_LRD.float() / density, 0.0)
+
+
+def draw_limit(density: float) -> int:
+    """The 31-bit draws below this number make up the part `density` of all."""
+    return min(round(density * 2**31), 2**31 - 1)
 
 
 def weighted_sum(parts: Sequence[Tensor], weight_LT: Tensor) -> Tensor:

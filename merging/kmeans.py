@@ -6,10 +6,14 @@ The squared distance of point i to the mean of cluster c needs inner products on
 Shape suffixes: P  problems (modules × restarts)   N  points of a problem   K  clusters.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-CUDA_MOST_POINTS = 256  # of a problem that the GPU's kernel takes: a program's registers must hold the means
+from merging.eigen import refuse_capture
+
+CUDA_MOST_POINTS = 1024  # of a problem that the GPU's kernels take: a program holds some numbers for each
 
 # Squared distances below this part of the points' own squared norms are float32 noise of the Gram matrix.
 _NOISE = 1e-6
@@ -30,29 +34,45 @@ def kmeans(gram_LNN: Tensor, k: int, *, restarts: int, rounds: int, seed: int) -
 
     Returns:
         (L, N) int64, the cluster of each point.
+
+    Raises:
+        NotCapturable: for N over 1024, while a CUDA graph is captured.
     """
     layers, points, _ = gram_LNN.shape
     if k == points:
         return torch.arange(points, device=gram_LNN.device).expand(layers, points)
+    draws_KR = _draws(k, restarts, seed, gram_LNN.device)
+    if gram_LNN.is_cuda and points <= CUDA_MOST_POINTS:
+        from merging.cuda_kmeans import kmeans_restarts  # Triton is there with CUDA only
+
+        label_LRN, inertia_LR = kmeans_restarts(gram_LNN, draws_KR, rounds, _NOISE)
+    else:
+        refuse_capture(gram_LNN, f"k-means of {points} points")
+        label_LRN, inertia_LR = _kmeans_restarts(gram_LNN, draws_KR, rounds)
+    best_L11 = inertia_LR.argmin(dim=1)[:, None, None]
+    return label_LRN.gather(1, best_L11.expand(-1, 1, points)).squeeze(1)
+
+
+@cache  # stays where it is: captured graphs read it
+def _draws(k: int, restarts: int, seed: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(k, restarts, generator=generator, dtype=torch.float64).to(device)
+
+
+def _kmeans_restarts(gram_LNN: Tensor, draws_KR: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """k-means++ and Lloyd's rounds from each column of draws: labels (L, R, N) int64 and inertias (L, R) float64."""
+    layers, points, _ = gram_LNN.shape
+    k, restarts = draws_KR.shape
     order_LN = gram_LNN.square().sum(dim=2).argsort(dim=1, descending=True, stable=True)
     norm_LN = gram_LNN.diagonal(dim1=1, dim2=2).gather(1, order_LN).float()  # lengths that differ by rounding are equal
     order_LN = order_LN.gather(1, norm_LN.argsort(dim=1, descending=True, stable=True))
     sorted_LNN = gram_LNN.gather(1, order_LN[:, :, None].expand_as(gram_LNN))
     sorted_LNN = sorted_LNN.gather(2, order_LN[:, None, :].expand_as(gram_LNN))
-    generator = torch.Generator().manual_seed(seed)
-    draws_KR = torch.rand(k, restarts, generator=generator, dtype=torch.float64).to(gram_LNN.device, non_blocking=True)
-    if gram_LNN.is_cuda and points <= CUDA_MOST_POINTS:
-        from merging.cuda_kmeans import kmeans_restarts  # Triton is there with CUDA only
-
-        label_LRN, inertia_LR = kmeans_restarts(sorted_LNN.float(), draws_KR.float(), rounds, _NOISE)
-    else:
-        gram_PNN = sorted_LNN.repeat_interleave(restarts, dim=0)
-        label_PN = lloyd(gram_PNN, plus_plus(gram_PNN, draws_KR.repeat(1, layers)), rounds)
-        label_LRN = label_PN.view(layers, restarts, points)
-        inertia_LR = inertia(gram_PNN, label_PN, k).view(layers, restarts)
-    best_L11 = inertia_LR.argmin(dim=1)[:, None, None]
-    best_LN = label_LRN.gather(1, best_L11.expand(-1, 1, points)).squeeze(1)
-    return torch.empty_like(best_LN).scatter_(1, order_LN, best_LN)
+    gram_PNN = sorted_LNN.repeat_interleave(restarts, dim=0)
+    label_PN = lloyd(gram_PNN, plus_plus(gram_PNN, draws_KR.repeat(1, layers)), rounds)
+    inertia_LR = inertia(gram_PNN, label_PN, k).view(layers, restarts)
+    label_LRN = label_PN.view(layers, restarts, points)
+    return torch.empty_like(label_LRN).scatter_(2, order_LN[:, None, :].expand_as(label_LRN), label_LRN), inertia_LR
 
 
 def plus_plus(gram_PNN: Tensor, draws_KP: Tensor) -> Tensor:
@@ -110,7 +130,7 @@ def inertia(gram_PNN: Tensor, label_PN: Tensor, k: int) -> Tensor:
 
 def means(label_PN: Tensor, k: int) -> Tensor:
     """(P, K, N) float64 matrices that average the members of each cluster; rows of empty clusters are zero."""
-    member_PKN = torch.nn.functional.one_hot(label_PN, k).mT.double()
+    member_PKN = (label_PN[:, None, :] == torch.arange(k, device=label_PN.device)[:, None]).double()
     return member_PKN / member_PKN.sum(dim=2, keepdim=True).clamp_(min=1)
 
 
@@ -126,7 +146,7 @@ def _distances(gram_PNN: Tensor, label_PN: Tensor, k: int) -> Tensor:
 
 def _fill_empty(label_PN: Tensor, own_PN: Tensor, k: int) -> Tensor:
     """Give each empty cluster the point that is left farthest from the centre it was assigned to, one after another."""
-    empty_PK = torch.nn.functional.one_hot(label_PN, k).sum(dim=1) == 0
+    empty_PK = means(label_PN, k).sum(dim=2) == 0
     if not bool(empty_PK.any()):
         return label_PN
     farthest_PN = own_PN.argsort(dim=1, descending=True, stable=True)

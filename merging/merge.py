@@ -1,4 +1,4 @@
-"""merge: adapters and a spec in, one merged adapter out. The one entry point."""
+"""merge and merge_into: adapters and a spec in, one merged adapter out."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -7,7 +7,9 @@ import torch
 from merging.adapter import LoraAdapter, Stack, StackedModules
 from merging.assembly import assemble
 from merging.errors import RecipeError
-from merging.pool import pool_units
+from merging.layout import PoolLayout, lay_out
+from merging.pool import pool_of
+from merging.room import Rooms, Target, shelf
 from merging.spec import MergeSpec
 from merging.term import Term
 
@@ -29,7 +31,7 @@ def merge(
         adapters: by name; every adapter of the spec must be there. Ranks, scalings and target modules may differ.
         device: where to merge; the result stays there.
         dtype: of the result; sums are accumulated in float32.
-        progress: told how many modules more are done, now and then.
+        progress: told how many modules more are done, now and then (on a GPU, where nobody has to wait, not at all).
 
     Returns:
         An adapter whose scalings are folded into its factors (scaling 1).
@@ -37,23 +39,66 @@ def merge(
     Raises:
         RecipeError: where the method cannot merge these adapters, or k is larger than all their ranks together.
     """
+    device = torch.device(device)
+    sources, terms, layouts = _prepare(adapters, spec, device)
+    stacks: list[Stack] = []
+    for layout in layouts:
+        room = shelf(layout, spec.method.rank(layout.ranks, spec.options))
+        memory = torch.empty(room.entries, dtype=dtype, device=device)
+        merged = room.stacks(memory)
+        _run(layout, sources, terms, spec, *room.targets(memory, merged, progress))
+        stacks += [
+            Stack(block.modules, *factors, (1.0,) * len(block.modules))
+            for block, factors in zip(layout.blocks, merged, strict=True)
+        ]
+    bases = {source.base_model for source in sources}
+    return LoraAdapter(StackedModules(stacks), base_model=bases.pop() if len(bases) == 1 else None)
+
+
+def merge_into(adapters: Mapping[str, LoraAdapter], spec: MergeSpec, rooms: Rooms) -> None:
+    """Merge as `merge` does, straight into `rooms`; those of modules that the recipe does not touch become zeros.
+
+    The device is that of the rooms. On a GPU the work is queued on the current stream, and the adapters must stay as they
+    are until it is done.
+
+    Raises:
+        RecipeError: as `merge`, and where a merged module has no room or a rank over its room's. Nothing is written then.
+    """
+    device = next(iter(rooms.values())).a_KI.device
+    sources, terms, layouts = _prepare(adapters, spec, device)
+    targets = [rooms.targets(layout.modules) for layout in layouts]
+    for layout, (a, _) in zip(layouts, targets, strict=True):
+        rank = spec.method.rank(layout.ranks, spec.options)
+        if rank > a.rank:
+            raise RecipeError(f"the merge has rank {rank}, over the {a.rank} that there is room for", "rank")
+    for layout, (a, b) in zip(layouts, targets, strict=True):
+        _run(layout, sources, terms, spec, a, b)
+    rooms.clear(except_for=tuple(layout.modules for layout in layouts))
+
+
+def _prepare(
+    adapters: Mapping[str, LoraAdapter], spec: MergeSpec, device: torch.device
+) -> tuple[list[LoraAdapter], list[Term], tuple[PoolLayout, ...]]:
+    """The sources on the device and their terms, in the merge's order, and the layouts of its pools."""
     terms = ordered(adapters, spec)
     sources = [adapters[term.adapter] for term in terms]
     for term, source in zip(terms, sources, strict=True):
         term.check(source.modules)
-    pools = pool_units(sources, terms, torch.device(device))
-    _rank(spec, [pool.ranks for pool in pools])
-    merged: list[Stack] = []
-    for pool in pools:
-        assembly = spec.method.assemble(pool, spec.options)
-        start = 0
-        for block in pool.blocks:
-            merged.append(assemble(block, assembly, start, dtype))
-            start += len(block.modules)
-            if progress is not None:
-                progress(len(block.modules))
-    bases = {source.base_model for source in sources}
-    return LoraAdapter(StackedModules(merged), base_model=bases.pop() if len(bases) == 1 else None)
+    layouts = lay_out(sources, terms)
+    _rank(spec, [layout.ranks for layout in layouts])
+    return [source.to(device) for source in sources], terms, layouts
+
+
+def _run(
+    layout: PoolLayout, sources: Sequence[LoraAdapter], terms: Sequence[Term], spec: MergeSpec, a: Target, b: Target
+) -> None:
+    if sources[0].stacks[0].a_LRI.is_cuda:
+        from merging.cuda_plan import run_plan  # Triton is there with CUDA only
+
+        run_plan(layout, sources, terms, spec, a, b)
+    else:
+        pool = pool_of(layout, sources, terms, (a, b))
+        assemble(pool, spec.method.assemble(pool, spec.options))
 
 
 def ordered(adapters: Mapping[str, LoraAdapter], spec: MergeSpec) -> list[Term]:

@@ -1,73 +1,47 @@
-"""The unit pool: all adapters of a merge, as units grouped by module shape.
+"""The unit pool: all adapters of a merge, as units, for modules that the same adapters adapt in the same ranks.
 
 A unit is row i of A with column i of B (LoRA-LEGO's minimal semantic unit): ΔW of a module is the sum of its
-units' outer products, each times its coefficient (weight · scaling). Modules that the same adapters adapt in one
-shape form a block, so that every large step is one batched operation a block; blocks of equal ranks form a pool,
-whose small N × N problems are solved in one batch.
+units' outer products, each times its coefficient (weight · scaling). Every large step is one batched operation for all
+modules of one shape (on a GPU, for all modules), and the small N × N problems of all modules are solved in one batch.
 
 Shape suffixes, here and in all of merging:
-    L  modules of the pool or block (layers, mostly)   I  inputs (d_in)     K  merged units
-    N  units of a module, all adapters                 O  outputs (d_out)   R  units of one adapter
-    T  adapters present
+    L  modules of the pool (layers, mostly)   I  inputs (d_in)     K  merged units
+    N  units of a module, all adapters        O  outputs (d_out)   R  units of one adapter
+    T  adapters present                       D  I or O
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from merging.adapter import LoraAdapter
-from merging.errors import RecipeError
-from merging.products import UnitRows, rows_of
+from merging.layout import PoolLayout, lay_out
+from merging.room import Target
+from merging.sides import Side, TorchSide
 from merging.term import Term
 
 
 @dataclass(frozen=True)
-class UnitBlock:
-    """Modules of one shape and the factors of every adapter that adapts them.
+class Pool:
+    """The units of some modules, and what methods may know of them.
 
     Attributes:
         modules: L names.
-        adapters: places of the T adapters in the merge's order.
-        a: the rows of T tensors a_LRI as the adapters store them; b: those of T tensors b_LRO.
-        coefficient_LT: weight · scaling of each adapter in each module, float64 on the CPU.
+        adapters: places of the T adapters in the merge's order; ranks: of each, their sum is N.
+        coefficient_LT: weight · scaling of each adapter in each module; float64 on the factors' device.
+        a: the rows of the A factors; b: the columns of the B factors, as rows.
     """
 
     modules: tuple[str, ...]
     adapters: tuple[int, ...]
-    a: UnitRows
-    b: UnitRows
+    ranks: tuple[int, ...]
     coefficient_LT: Tensor
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        return tuple(a_LRI.shape[1] for a_LRI in self.a.parts)
-
-    @property
-    def device(self) -> torch.device:
-        return self.a.parts[0].device
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Blocks whose adapters have the same ranks, and what methods may know of their units.
-
-    L counts the modules of all blocks, one block after another.
-    """
-
-    blocks: tuple[UnitBlock, ...]
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Rank of each adapter present, in the merge's order; their sum is N."""
-        return self.blocks[0].ranks
-
-    @property
-    def modules(self) -> list[str]:
-        """L names."""
-        return [name for block in self.blocks for name in block.modules]
+    a: Side
+    b: Side
 
     @property
     def units(self) -> int:
@@ -82,8 +56,7 @@ class Pool:
     @cached_property
     def coefficient_LN(self) -> Tensor:
         """weight · scaling of each unit; float64 on the factors' device."""
-        coefficient_LT = torch.cat([block.coefficient_LT for block in self.blocks])
-        return coefficient_LT.repeat_interleave(torch.tensor(self.ranks), dim=1).to(self.blocks[0].device, non_blocking=True)
+        return self.coefficient_LT.index_select(1, owner_of_unit(self.ranks, self.coefficient_LT.device))
 
     @property
     def gram_a_LNN(self) -> Tensor:
@@ -108,33 +81,28 @@ class Pool:
     @cached_property
     def fine_grams(self) -> tuple[Tensor, Tensor, float]:
         """A Aᵀ, Bᵀ B and their relative error, for roots of them; accumulated in float64 on the CPU."""
-        if self.blocks[0].device.type == "cuda":
+        if self.coefficient_LT.is_cuda:
             return self.gram_a_LNN, self.gram_b_LNN, torch.finfo(torch.float32).eps
-        grams_a, grams_b = [[side.gram(fine=True)[0] for side in sides] for sides in self._sides]
-        return torch.cat(grams_a), torch.cat(grams_b), torch.finfo(torch.float64).eps
+        return self.a.gram(fine=True)[0], self.b.gram(fine=True)[0], torch.finfo(torch.float64).eps
 
     @cached_property
     def sign_a_LN(self) -> Tensor:
-        """The sign of the entry of largest magnitude in each row of A; float64, 0 for a row of zeros."""
-        return torch.cat([torch.cat([_peak_sign(x_LRD) for x_LRD in block.a.parts], dim=1) for block in self.blocks])
+        """The sign of the entry of largest magnitude in each row of A (the first of them); float64, 0 for a row of zeros."""
+        return self.a.peak_sign()
 
     @cached_property
     def _measured_a(self) -> tuple[Tensor, Tensor]:
-        grams, peaks = zip(*(rows.gram(fine=False) for rows in self._sides[0]), strict=True)
-        return torch.cat(grams), torch.cat(peaks)
+        return self.a.gram(fine=False)
 
     @cached_property
     def _measured_b(self) -> tuple[Tensor, Tensor]:
-        grams, peaks = zip(*(rows.gram(fine=False) for rows in self._sides[1]), strict=True)
-        return torch.cat(grams), torch.cat(peaks)
-
-    @property
-    def _sides(self) -> tuple[list[UnitRows], list[UnitRows]]:
-        return [block.a for block in self.blocks], [block.b for block in self.blocks]
+        return self.b.gram(fine=False)
 
 
-def _peak_sign(x_LRD: Tensor) -> Tensor:
-    return x_LRD.gather(2, x_LRD.abs().argmax(dim=2, keepdim=True)).squeeze(2).sign().double()
+@cache  # a constant: a CUDA graph reads it where it lies
+def owner_of_unit(ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    """(N,) int32: the adapter of each unit."""
+    return torch.repeat_interleave(torch.tensor(ranks)).int().to(device)
 
 
 def pool_units(adapters: Sequence[LoraAdapter], terms: Sequence[Term], device: torch.device) -> list[Pool]:
@@ -146,63 +114,41 @@ def pool_units(adapters: Sequence[LoraAdapter], terms: Sequence[Term], device: t
         RecipeError: where two adapters disagree about the shape of a module (they have different base models).
     """
     adapters = [adapter.to(device) for adapter in adapters]
-    pools: dict[tuple[int, ...], list[UnitBlock]] = {}
-    for group in _groups(tuple(_counted(adapter, term) for adapter, term in zip(adapters, terms, strict=True))):
-        block = _block(group, adapters, terms)
-        pools.setdefault(block.ranks, []).append(block)
-    return [Pool(tuple(blocks)) for blocks in pools.values()]
+    return [pool_of(layout, adapters, terms) for layout in lay_out(adapters, terms)]
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Modules that lie in the same stacks: for each adapter present its place, its stack, and their rows there (None: all)."""
+def pool_of(
+    layout: PoolLayout,
+    adapters: Sequence[LoraAdapter],
+    terms: Sequence[Term],
+    targets: tuple[Target | None, Target | None] = (None, None),
+) -> Pool:
+    """One pool of a merge, where its adapters are, with room for the merged A and B if anything is to be written."""
+    device = adapters[0].stacks[0].a_LRI.device
+    if device.type == "cuda":
+        from merging.cuda_plan import pool_on_gpu  # Triton is there with CUDA only
 
-    names: tuple[str, ...]
-    members: tuple[tuple[int, int, tuple[int, ...] | None], ...]
-
-
-def _counted(adapter: LoraAdapter, term: Term) -> tuple[tuple[str, ...], ...]:
-    """The names of each stack's modules, with "" for those where the adapter has weight 0."""
-    if not term.by_module:
-        return tuple(stack.names for stack in adapter.stacks)
-    return tuple(tuple(name if term.at(name) else "" for name in stack.names) for stack in adapter.stacks)
-
-
-@lru_cache(maxsize=64)  # a server merges the same few layouts again and again, and this is most of a merge's work on the host
-def _groups(names: tuple[tuple[tuple[str, ...], ...], ...]) -> tuple[_Group, ...]:
-    places = [
-        {name: (number, row) for number, stack in enumerate(stacks) for row, name in enumerate(stack) if name}
-        for stacks in names
-    ]
-    by_stacks: dict[tuple[int, ...], list[str]] = {}
-    for name in sorted(set().union(*places)):
-        by_stacks.setdefault(tuple(place[name][0] if name in place else -1 for place in places), []).append(name)
-    groups = []
-    for stacks, members in by_stacks.items():
-        rows = [
-            tuple(place[name][1] for name in members) if stack >= 0 else () for place, stack in zip(places, stacks, strict=True)
-        ]
-        present = [t for t, stack in enumerate(stacks) if stack >= 0]
-        whole = {t: rows[t] == tuple(range(len(names[t][stacks[t]]))) for t in present}
-        groups.append(_Group(tuple(members), tuple((t, stacks[t], None if whole[t] else rows[t]) for t in present)))
-    return tuple(groups)
+        return pool_on_gpu(layout, adapters, terms)
+    a_parts, b_parts = [], []
+    for block in layout.blocks:
+        stacks = [(adapters[m.place].stacks[m.stack], None if m.rows is None else list(m.rows)) for m in block.members]
+        a_parts.append(tuple(s.a_LRI if rows is None else s.a_LRI[rows] for s, rows in stacks))
+        b_parts.append(tuple(s.b_LRO if rows is None else s.b_LRO[rows] for s, rows in stacks))
+    coefficient_LT = torch.from_numpy(coefficients(layout, adapters, terms))
+    sides = [TorchSide(tuple(parts), target) for parts, target in zip((a_parts, b_parts), targets, strict=True)]
+    return Pool(layout.modules, layout.adapters, layout.ranks, coefficient_LT, *sides)
 
 
-def _block(group: _Group, adapters: Sequence[LoraAdapter], terms: Sequence[Term]) -> UnitBlock:
-    a, b, coefficients = [], [], []
-    for place, number, rows in group.members:
-        stack, term = adapters[place].stacks[number], terms[place]
-        index = None if rows is None else list(rows)
-        a.append(stack.a_LRI if index is None else stack.a_LRI[index])
-        b.append(stack.b_LRO if index is None else stack.b_LRO[index])
-        scaling_L = torch.tensor(stack.scalings if rows is None else [stack.scalings[row] for row in rows], dtype=torch.float64)
-        weight_L = torch.tensor([term.at(name) for name in group.names], dtype=torch.float64) if term.by_module else term.weight
-        coefficients.append(scaling_L * weight_L)
-    shapes = {(b_LRO.shape[2], a_LRI.shape[2]) for a_LRI, b_LRO in zip(a, b, strict=True)}
-    if len(shapes) > 1:
-        raise RecipeError(
-            f"adapters disagree about the shape of {group.names[0]}: {sorted(shapes)}; they have different base models",
-            "adapters",
-        )
-    present = tuple(place for place, _, _ in group.members)
-    return UnitBlock(group.names, present, rows_of(a), rows_of(b), torch.stack(coefficients, dim=1))
+def coefficients(layout: PoolLayout, adapters: Sequence[LoraAdapter], terms: Sequence[Term]) -> np.ndarray:
+    """weight · scaling of each adapter in each module, (L, T) float64."""
+    coefficient_LT = np.empty((len(layout.modules), len(layout.adapters)))
+    start = 0
+    for block in layout.blocks:
+        end = start + len(block.modules)
+        for t, member in enumerate(block.members):
+            term, scalings = terms[member.place], adapters[member.place].stacks[member.stack].scalings
+            weight = [term.at(name) for name in block.modules] if term.by_module else term.weight
+            taken = scalings if member.rows is None else [scalings[row] for row in member.rows]
+            coefficient_LT[start:end, t] = np.multiply(taken, weight)
+        start = end
+    return coefficient_LT

@@ -19,7 +19,7 @@ from merging.adapter import LoraAdapter
 from merging.core import basis
 from merging.merge import merge, ordered
 from merging.methods.lego import LegoOptions, clusters
-from merging.pool import Pool, UnitBlock, pool_units
+from merging.pool import Pool, pool_units
 from merging.spec import MergeSpec
 from merging.term import Term
 
@@ -100,19 +100,18 @@ def explain(adapters: Mapping[str, LoraAdapter], spec: MergeSpec, *, device: tor
     reports = []
     everything = [merged, *(adapters[name] for name in names)]
     for pool in pool_units(everything, [Term("merged"), *map(Term, names)], device):
-        for block in pool.blocks:
-            sources = {names[place - 1]: overlaps for place, overlaps in _overlaps(block).items()}
-            for row, module in enumerate(block.modules):
-                layer = _LAYER.search(module)
-                reports.append(
-                    ModuleReport(
-                        module,
-                        int(layer[1]) if layer else None,
-                        module.rpartition(".")[2],
-                        block.ranks[0] if block.adapters[0] == 0 else 0,
-                        {n: replace(column[row], shared_units=shared.get((module, n), 0)) for n, column in sources.items()},
-                    )
+        sources = {names[place - 1]: overlaps for place, overlaps in _overlaps(pool).items()}
+        for row, module in enumerate(pool.modules):
+            layer = _LAYER.search(module)
+            reports.append(
+                ModuleReport(
+                    module,
+                    int(layer[1]) if layer else None,
+                    module.rpartition(".")[2],
+                    pool.ranks[0] if pool.adapters[0] == 0 else 0,
+                    {n: replace(column[row], shared_units=shared.get((module, n), 0)) for n, column in sources.items()},
                 )
+            )
     return sorted(reports, key=lambda report: report.module)
 
 
@@ -132,10 +131,9 @@ def total(reports: Sequence[ModuleReport], name: str) -> Overlap:
     return sum((report.sources[name] for report in reports if name in report.sources), Overlap())
 
 
-def _overlaps(block: UnitBlock) -> dict[int, list[Overlap]]:
-    """By place of each source, its overlap with the adapter in place 0 in each module of the block."""
-    pool = Pool((block,))
-    owners = dict(zip(block.adapters, pool.owners, strict=True))
+def _overlaps(pool: Pool) -> dict[int, list[Overlap]]:
+    """By place of each source, its overlap with the adapter in place 0 in each module of the pool."""
+    owners = dict(zip(pool.adapters, pool.owners, strict=True))
     gram_a_LNN, gram_b_LNN, noise = pool.fine_grams
     scale_LN = pool.coefficient_LN
     product_LNN = scale_LN[:, :, None] * gram_a_LNN * gram_b_LNN * scale_LN[:, None, :]
@@ -170,7 +168,6 @@ def _shared_units(adapters: Mapping[str, LoraAdapter], spec: MergeSpec, device: 
         count_TLK = torch.stack([one_hot(label_LN[:, t], int(label_LN.max()) + 1).sum(dim=1) for t in pool.owners])
         foreign_TLK = (count_TLK.sum(dim=0) > count_TLK) & (count_TLK > 0)
         units_TL = (count_TLK * foreign_TLK).sum(dim=2).tolist()
-        places = [(name, block.adapters) for block in pool.blocks for name in block.modules]
-        for row, (module, present) in enumerate(places):
-            shared.update({(module, terms[place].adapter): units_TL[t][row] for t, place in enumerate(present)})
+        for row, module in enumerate(pool.modules):
+            shared.update({(module, terms[place].adapter): units_TL[t][row] for t, place in enumerate(pool.adapters)})
     return shared

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from merging.assembly import Blended
-from merging.elementwise import Majority, check_density, check_seed, elected_sign, equal_rank, random, weighted_sum
+from merging.elementwise import Blend, Majority, Random, check_density, check_seed, equal_rank
 from merging.methods.registry import Options, method
 from merging.pool import Pool
 
@@ -42,11 +40,5 @@ def dare(pool: Pool, options: DareOptions) -> Blended:
 
     Source: DARE (Yu et al., ICML 2024), as PEFT's `dare_linear` and `dare_ties` apply it to LoRA.
     """
-
-    def blend(parts: list[Tensor], weight_LT: Tensor, key_LT: Tensor) -> Tensor:
-        kept = [random(x, options.density, key_L ^ options.seed) for x, key_L in zip(parts, key_LT.T, strict=True)]
-        if options.consensus == "linear":
-            return weighted_sum(kept, weight_LT)
-        return elected_sign(kept, weight_LT, options.majority)
-
-    return Blended(blend)
+    majority = options.majority if options.consensus == "ties" else None
+    return Blended(Blend(Random(options.density, options.seed), majority))

@@ -1,6 +1,5 @@
 """lego: rank-wise clustering of the adapters' units."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,15 +7,15 @@ import torch
 from torch import Tensor
 
 from merging.assembly import Mixed
-from merging.core import check_rank, rank_of
 from merging.errors import RecipeError
 from merging.kmeans import kmeans, means
-from merging.methods.registry import Options, method
+from merging.methods.rank_options import RankOptions, merged_rank
+from merging.methods.registry import method
 from merging.pool import Pool
 
 
 @dataclass(frozen=True)
-class LegoOptions(Options):
+class LegoOptions(RankOptions):
     """Options of lego; docs/methods.md says which are the paper's and which are left open by it.
 
     rank: number of clusters k; the largest rank of the adapters if not given.
@@ -27,7 +26,7 @@ class LegoOptions(Options):
     restarts, rounds, seed: of k-means.
     """
 
-    rank: int | None = None
+    method = "lego"
     norm: Literal["inf", "2"] = "inf"
     output: Literal["sqrt-r/k", "sqrt-n/k", "none"] = "sqrt-r/k"
     labels: Literal["raw", "unit"] = "raw"
@@ -37,7 +36,7 @@ class LegoOptions(Options):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_rank("lego", self.rank)
+        super().__post_init__()
         for name, top in (("restarts", 64), ("rounds", 300)):
             if not 1 <= getattr(self, name) <= top:
                 raise RecipeError(f"{name}={getattr(self, name)} of lego; use 1 to {top}", name)
@@ -45,11 +44,7 @@ class LegoOptions(Options):
             raise RecipeError(f"seed={self.seed} of lego; use 0 to 2^63 − 1", "seed")
 
 
-def rank(ranks: Sequence[int], options: LegoOptions) -> int:
-    return rank_of(ranks, options.rank)
-
-
-@method("lego", version=1, options=LegoOptions, rank=rank, number="rank")
+@method("lego", version=1, options=LegoOptions, rank=merged_rank, number="rank")
 def lego(pool: Pool, options: LegoOptions) -> Mixed:
     """k-means on the units s = [a; b] of all adapters; the clusters' means are the merged units.
 
@@ -58,7 +53,7 @@ def lego(pool: Pool, options: LegoOptions) -> Mixed:
 
     Source: LoRA-LEGO (Zhao et al., ICLR 2025); the folding of weights is ours.
     """
-    k = rank(pool.ranks, options)
+    k = merged_rank(pool.ranks, options)
     fold_a_LN, fold_b_LN = _fold(pool, options)
     mean_LKN = means(clusters(pool, options), k)
 
@@ -68,7 +63,7 @@ def lego(pool: Pool, options: LegoOptions) -> Mixed:
         norm_LN = torch.maximum(fold_a_LN.abs() * pool.peak_a_LN, fold_b_LN.abs() * pool.peak_b_LN)
         peak_LK = gain * (mean_LKN @ norm_LN[:, :, None]).squeeze(2)
         return Mixed(mean_LKN * fold_a_LN[:, None, :], mean_LKN * fold_b_LN[:, None, :], peak_LK)
-    gram_LNN = torch.stack(_folded_grams(pool, options)).sum(dim=0)
+    gram_LNN = _joint_gram(pool, fold_a_LN, fold_b_LN)
     norm_LN = gram_LNN.diagonal(dim1=1, dim2=2).sqrt()
     own_LK = ((mean_LKN @ gram_LNN) * mean_LKN).sum(dim=2).clamp_(min=0).sqrt()
     wanted_LK = gain * (mean_LKN @ norm_LN[:, :, None]).squeeze(2)
@@ -78,18 +73,12 @@ def lego(pool: Pool, options: LegoOptions) -> Mixed:
 
 def clusters(pool: Pool, options: LegoOptions) -> Tensor:
     """(L, N) int64: the cluster of each unit."""
-    gram_a_LNN, gram_b_LNN = _folded_grams(pool, options)
-    if options.labels == "unit":
-        gram_a_LNN, gram_b_LNN = _cosines(gram_a_LNN), _cosines(gram_b_LNN)
-    k = rank(pool.ranks, options)
-    return kmeans(gram_a_LNN + gram_b_LNN, k, restarts=options.restarts, rounds=options.rounds, seed=options.seed)
-
-
-def _folded_grams(pool: Pool, options: LegoOptions) -> tuple[Tensor, Tensor]:
-    """The Gram matrices of the units with their folded factors."""
     fold_a_LN, fold_b_LN = _fold(pool, options)
-    gram_a_LNN = fold_a_LN[:, :, None] * pool.gram_a_LNN * fold_a_LN[:, None, :]
-    return gram_a_LNN, fold_b_LN[:, :, None] * pool.gram_b_LNN * fold_b_LN[:, None, :]
+    if options.labels == "unit":
+        fold_a_LN, fold_b_LN = _to_length_one(fold_a_LN, pool.gram_a_LNN), _to_length_one(fold_b_LN, pool.gram_b_LNN)
+    gram_LNN = _joint_gram(pool, fold_a_LN, fold_b_LN)
+    k = merged_rank(pool.ranks, options)
+    return kmeans(gram_LNN, k, restarts=options.restarts, rounds=options.rounds, seed=options.seed)
 
 
 def _fold(pool: Pool, options: LegoOptions) -> tuple[Tensor, Tensor]:
@@ -105,8 +94,17 @@ def _fold(pool: Pool, options: LegoOptions) -> tuple[Tensor, Tensor]:
     return fold_a_LN * balance_LN, fold_b_LN / balance_LN
 
 
-def _cosines(gram_LNN: Tensor) -> Tensor:
-    """The Gram matrix of the same vectors brought to length 1; zero vectors stay zero."""
+def _to_length_one(fold_LN: Tensor, gram_LNN: Tensor) -> Tensor:
+    """Factors of the same signs that bring each vector to length 1; zero vectors stay zero."""
     norm_LN = gram_LNN.diagonal(dim1=1, dim2=2).sqrt()
-    inverse_LN = torch.where(norm_LN > 0, 1 / norm_LN, 0.0)
-    return inverse_LN[:, :, None] * gram_LNN * inverse_LN[:, None, :]
+    return fold_LN.sign() * torch.where(norm_LN > 0, 1 / norm_LN, 0.0)
+
+
+def _joint_gram(pool: Pool, fold_a_LN: Tensor, fold_b_LN: Tensor) -> Tensor:
+    """The Gram matrix of the units [a; b] with each side multiplied by its factors."""
+    if pool.gram_a_LNN.is_cuda:
+        from merging.cuda_kmeans import joint_gram  # Triton is there with CUDA only
+
+        return joint_gram(pool.gram_a_LNN, pool.gram_b_LNN, fold_a_LN, fold_b_LN)
+    gram_a_LNN = fold_a_LN[:, :, None] * pool.gram_a_LNN * fold_a_LN[:, None, :]
+    return gram_a_LNN + fold_b_LN[:, :, None] * pool.gram_b_LNN * fold_b_LN[:, None, :]

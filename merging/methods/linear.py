@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from merging.assembly import Blended
-from merging.elementwise import equal_rank, weighted_sum
+from merging.elementwise import Blend, equal_rank
 from merging.methods.registry import Options, method
 from merging.pool import Pool
 
@@ -26,8 +24,4 @@ def linear(pool: Pool, options: LinearOptions) -> Blended:
 
     The product carries cross terms B_i A_j, unlike cat. Source: PEFT `add_weighted_adapter`, `linear`.
     """
-
-    def blend(parts: list[Tensor], weight_LT: Tensor, key_LT: Tensor) -> Tensor:
-        return weighted_sum(parts, weight_LT)
-
-    return Blended(blend)
+    return Blended(Blend())

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from merging.assembly import Blended
-from merging.elementwise import check_density, equal_rank, largest, weighted_sum
+from merging.elementwise import Blend, Largest, check_density, equal_rank
 from merging.methods.registry import Options, method
 from merging.pool import Pool
 
@@ -31,8 +29,4 @@ def magnitude(pool: Pool, options: MagnitudeOptions) -> Blended:
 
     Source: PEFT `add_weighted_adapter`, `magnitude_prune`.
     """
-
-    def blend(parts: list[Tensor], weight_LT: Tensor, key_LT: Tensor) -> Tensor:
-        return weighted_sum([largest(x_LRD, options.density) for x_LRD in parts], weight_LT)
-
-    return Blended(blend)
+    return Blended(Blend(Largest(options.density)))

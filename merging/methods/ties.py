@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from merging.assembly import Blended
-from merging.elementwise import Majority, check_density, elected_sign, equal_rank, largest
+from merging.elementwise import Blend, Largest, Majority, check_density, equal_rank
 from merging.methods.registry import Options, method
 from merging.pool import Pool
 
@@ -37,8 +35,4 @@ def ties(pool: Pool, options: TiesOptions) -> Blended:
     Keep the entries of largest magnitude of each factor, elect a sign for each entry, and average the weighted
     entries that have it. Source: TIES-Merging (Yadav et al., NeurIPS 2023), as PEFT's `ties` applies it to LoRA.
     """
-
-    def blend(parts: list[Tensor], weight_LT: Tensor, key_LT: Tensor) -> Tensor:
-        return elected_sign([largest(x_LRD, options.density) for x_LRD in parts], weight_LT, options.majority)
-
-    return Blended(blend)
+    return Blended(Blend(Largest(options.density), options.majority))

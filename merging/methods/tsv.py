@@ -1,37 +1,27 @@
 """tsv: the adapters' singular vectors, freed of what they share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from merging.assembly import Mixed
-from merging.core import CoreSpace, basis, check_rank, rank_of
+from merging.core import CoreSpace, basis
 from merging.eigen import eigh, svd
-from merging.methods.registry import Options, method
+from merging.methods.rank_options import RankOptions, merged_rank
+from merging.methods.registry import method
 from merging.pool import Pool
 
 # Directions that hold less than this part of the largest are noise; whitening would blow them up.
 _NOISE = 1e-3
 
 
-@dataclass(frozen=True)
-class TsvOptions(Options):
-    """rank: rank of the result; the largest rank of the adapters if not given."""
-
-    rank: int | None = None
-
-    def __post_init__(self) -> None:
-        check_rank("tsv", self.rank)
+class TsvOptions(RankOptions):
+    method = "tsv"
 
 
-def rank(ranks: Sequence[int], options: TsvOptions) -> int:
-    return rank_of(ranks, options.rank)
-
-
-@method("tsv", version=1, options=TsvOptions, rank=rank, number="rank")
+@method("tsv", version=1, options=TsvOptions, rank=merged_rank, number="rank")
 def tsv(pool: Pool, options: TsvOptions) -> Mixed:
     """ΔW = U⊥ Σ V⊥ᵀ: the singular vectors of all w_t ΔW_t side by side, made orthonormal with the least change.
 
@@ -45,7 +35,7 @@ def tsv(pool: Pool, options: TsvOptions) -> Mixed:
     gram_a_LNN, gram_b_LNN, _ = pool.fine_grams
     orthonormal_b_LNN, orthonormal_a_LNN = _orthonormal(left_LNN, gram_b_LNN), _orthonormal(right_LNN, gram_a_LNN)
     core_LNN = (space.b.root_LNN.mT @ orthonormal_b_LNN) @ (sigma_LN[:, :, None] * (orthonormal_a_LNN.mT @ space.a.root_LNN))
-    return space.truncated(core_LNN, rank(pool.ranks, options))
+    return space.truncated(core_LNN, merged_rank(pool.ranks, options))
 
 
 def _singular(pool: Pool, units: slice) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,25 @@
+"""What methods share whose result has a rank of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from merging.errors import RecipeError
+from merging.methods.registry import Options
+
+
+@dataclass(frozen=True)
+class RankOptions(Options):
+    """rank: rank of the result; the largest rank of the adapters if not given. Subclasses say whose options they are."""
+
+    method: ClassVar[str]
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise RecipeError(f"rank {self.rank} of {self.method}; use 1 or more", "rank")
+
+
+def merged_rank(ranks: Sequence[int], options: RankOptions) -> int:
+    """The rank of a merged module: what was asked, or the largest rank of the adapters; never over all of them together."""
+    return min(options.rank or max(ranks), sum(ranks))
