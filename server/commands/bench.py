@@ -1,8 +1,13 @@
 """`loramix bench`: measurements of loramix on this machine."""
 
-import importlib.util
+import importlib
+import json
+import shlex
+import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,9 +16,13 @@ from rich.table import Table
 from merging import METHODS, RecipeError
 from merging.errors import OutputError, nearest
 from server.commands.recipes import device_of
+from server.errors import ConfigError
+from server.tuning import FOLDER
 
 bench = typer.Typer(no_args_is_help=True, help="Measure loramix on this machine.")
-_FOLDER = Path(__file__).parents[2] / "benchmarks"
+_ROOT = Path(__file__).parents[2]
+_RESULTS = _ROOT / "benchmarks" / "results"
+_WORK = Path(tempfile.gettempdir()) / "loramix-bench"
 
 
 @bench.callback()
@@ -28,18 +37,11 @@ def bench_merge(
     methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(METHODS),
     seconds: Annotated[float, typer.Option(help="For each of our figures.")] = 1.0,
     peft_seconds: Annotated[float, typer.Option(help="For PEFT in all; 0 leaves it out.")] = 60.0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where merge-<device>.json goes.")] = _FOLDER / "results",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where merge-<device>.json goes.")] = _RESULTS,
 ) -> None:
     """Merge random adapters by every method, beside PEFT and beside the time that moving the bytes takes."""
-    spec = importlib.util.spec_from_file_location("loramix_bench_merge", _FOLDER / "merge.py")
-    if spec is None or spec.loader is None or not (_FOLDER / "merge.py").exists():
-        raise OutputError(f"{_FOLDER} is not there; run from a checkout of loramix")
-    runner = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(runner)
-    names = methods.split(",")
-    for name in names:
-        if name not in METHODS:
-            raise RecipeError(f"unknown method {name!r}{nearest(name, METHODS)}", "method")
+    runner: Any = _benchmark("merge")
+    names = _chosen(methods, METHODS, "method")
     where = device_of(device)
     chosen = case or (["llama-8b.4x16"] if where.type == "cuda" else ["smollm2-135m.4x8"])
     try:
@@ -61,3 +63,89 @@ def bench_merge(
     console.print(table)
     command = f"loramix bench merge --device {device} " + " ".join(f"--case {text}" for text in chosen)
     console.print(f"written to {runner.save(figures, where, command, out)}")
+
+
+@bench.command("serve")
+def bench_serve(
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="The base model.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Instead of a model: random weights in a shape, such as llama-8b.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="With --shape: a folder with a tokenizer.json.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    part: Annotated[str, typer.Option(help="What to measure, with commas between: storm, ttft, zipf, ratio, ranks, price.")] = (
+        "storm,ttft,zipf,ratio,ranks,price"
+    ),
+    seconds_per_part: Annotated[float, typer.Option(help="Of measuring; starting servers comes on top.")] = 60.0,
+    at_once: Annotated[int | None, typer.Option(help="Servers side by side; as many as fit unless told otherwise.")] = None,
+    tuned: Annotated[Path, typer.Option(metavar="DIR", help="Tuned LoRA kernel configurations.")] = FOLDER,
+    work: Annotated[Path, typer.Option(metavar="DIR", help="For model, adapters, logs; what is there is used again.")] = _WORK,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where serve-<device>.json goes.")] = _RESULTS,
+    plots: Annotated[Path, typer.Option(metavar="DIR", help="Where the plots go.")] = _ROOT / "docs",
+) -> None:
+    """Serve compositions to clients over HTTP, beside vLLM's own server, and measure what they notice."""
+    runner: Any = _benchmark("serve")
+    options = runner.Options(
+        command="loramix bench serve " + shlex.join(sys.argv[3:]), device=device_of(device).type,
+        parts=_chosen(part, runner.PARTS, "part"), seconds=seconds_per_part, model=model, shape=shape, tokenizer=tokenizer,
+        work=work.resolve(), results=out, tuned=tuned.resolve() if any(tuned.glob("*.json")) else None, at_once=at_once,
+    )  # fmt: skip
+    notes = Console(stderr=True, highlight=False)
+    path, problems = runner.measure(options, lambda line: notes.print(f"[bold]==>[/] {line}", soft_wrap=True))
+    if path.exists():
+        record = json.loads(path.read_text())
+        Console().print(_figures(record, runner.TARGETS))
+        Console().print(f"written to {path}", soft_wrap=True)
+        _draw(runner, path, plots)
+    if problems:
+        raise OutputError("not everything was measured:\n" + "\n".join(problems))
+
+
+@bench.command("plots")
+def bench_plots(
+    results: Annotated[Path, typer.Argument(metavar="FILE", help="A serve-<device>.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the plots go.")] = _ROOT / "docs",
+) -> None:
+    """Draw the plots of results that were measured elsewhere."""
+    if not results.is_file():
+        raise OutputError(f"no file {results}; `loramix bench serve` writes one")
+    _draw(_benchmark("serve"), results, out)
+
+
+def _benchmark(name: str) -> ModuleType:
+    """A module of benchmarks/, which is beside the packages and not among them. Raises OutputError."""
+    if not (_ROOT / "benchmarks" / f"{name}.py").exists():
+        raise OutputError(f"{_ROOT / 'benchmarks'} is not there; run from a checkout of loramix")
+    if str(_ROOT) not in sys.path:
+        sys.path.append(str(_ROOT))
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def _chosen(text: str, known: Any, kind: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {kind} {name!r}{nearest(name, known)}")
+    return names
+
+
+def _figures(record: dict[str, Any], targets: dict[str, tuple[str, float]]) -> Table:
+    table = Table("part", "figure", "value", "target", title=f"{record['hardware']}, {record['date']}")
+    for part, run in record["runs"].items():
+        for name in run["figures"]:
+            value, target = record["figures"][name], ""
+            if name in targets and record["hardware"].startswith("NVIDIA H100"):
+                sign, limit = targets[name]
+                met = value <= limit if sign == "≤" else value >= limit
+                target = f"[{'green' if met else 'red'}]{sign} {limit:g}[/]"
+            table.add_row(part, name, f"{value:,.4g}", target)
+    return table
+
+
+def _draw(runner: Any, results: Path, folder: Path) -> None:
+    console = Console(soft_wrap=True)
+    try:
+        paths = runner.plots.draw(json.loads(results.read_text()), folder / results.stem)
+    except OutputError as error:
+        console.print(f"no plots: {error}; `loramix bench plots {results}` draws them where it is")
+        return
+    for path in paths:
+        console.print(f"drawn: {path}")

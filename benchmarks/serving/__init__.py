@@ -1,0 +1,1 @@
+"""Parts of `loramix bench serve`; benchmarks/serve.py puts them together."""
