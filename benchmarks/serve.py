@@ -70,20 +70,21 @@ def measure(options: Options, say: Callable[[str], None]) -> tuple[Path, list[st
     stage = build(options.work, scale, options.model, options.shape, options.tokenizer)
     measured: dict[str, Bench] = {}
     with Client() as streams, Client() as beside:
-        for wave in waves(trials, options.at_once or machine.at_once(stage)):
-            names = sorted({name for trial in wave for name in trial.servers})
+        alike = machine.alike(stage, scale)
+        for wave in waves(trials, options.at_once or machine.at_once(stage), alike):
+            names = sorted({alike[name] for trial in wave for name in trial.servers})
             say(f"starting {', '.join(names)} (logs in {options.work / 'logs'})")
             with running(names, machine, stage, scale, options.work / "logs") as (up, failed):
                 problems += [f"{name}: {error}" for name, error in failed.items()]
                 for trial in wave:
-                    if any(name in failed for name in trial.servers):
+                    if any(alike[name] in failed for name in trial.servers):
                         continue
                     say(f"measuring {trial.part} on {', '.join(trial.servers)}")
                     bench = measured.setdefault(
                         trial.part, Bench(stage, scale, options.device, options.seconds, streams, beside)
                     )
                     try:
-                        trial.run(bench, up)
+                        trial.run(bench, {name: up[alike[name]] for name in trial.servers})
                     except TrafficError as error:
                         problems.append(f"{trial.part} on {', '.join(trial.servers)}: {error}")
                     old = json.loads(path.read_text()) if path.exists() else None

@@ -1,7 +1,7 @@
 """Small symmetric problems on the GPU: pivoted Cholesky and one-sided Jacobi, one Triton program a matrix.
 
 cuSOLVER takes 0.3 ms for each 64 × 64 eigenproblem of a batch, one after another; here all run side by side.
-Matrices lie so that what is summed up is summed within threads, and what is exchanged is exchanged within warps.
+Warps lie along the axis that is summed up, so that sums are within threads and what is exchanged stays within a warp.
 """
 
 import torch
@@ -12,27 +12,27 @@ from torch import Tensor
 _SWEEPS = 12  # at most; four to seven are usual
 # Jacobi converges quadratically: a sweep that finds no cosine over this leaves none over a float32's rounding.
 _SETTLED = 1e-4
+_TILE = 32  # columns of a root that are read at a time
 
 
 def cholesky(gram_PNN: Tensor, floor: float, *, inverse: bool = True) -> tuple[Tensor, Tensor]:
     """R with G = R Rᵀ and W with W G Wᵀ = 1, by pivoted Cholesky decomposition: both (P, N, N) float64.
 
-    The vectors whose inner products G holds are brought to length 1, then the one with most left is taken again and again,
-    while its squared length is over `floor`; columns of R and rows of W beyond are 0.
+    The vector with the largest part of its squared length left is taken again and again, while that part is over `floor`;
+    columns of R and rows of W beyond are 0.
 
     Args:
         gram_PNN: positive semidefinite, float64 on the GPU; N at most 128.
         inverse: whether W is wanted; else it is left empty.
     """
     problems, size, _ = gram_PNN.shape
-    padded = max(16, triton.next_power_of_2(size))
-    root_PNN = torch.empty_like(gram_PNN, memory_format=torch.contiguous_format)
-    inverse_PNN = torch.empty_like(root_PNN) if inverse else root_PNN.new_empty(0)
+    column_PNN = torch.empty_like(gram_PNN, memory_format=torch.contiguous_format)
+    inverse_PNN = torch.empty_like(column_PNN) if inverse else column_PNN.new_empty(0)
     _cholesky[(problems,)](
-        gram_PNN.contiguous(), root_PNN, inverse_PNN, size, floor,
-        NP=padded, INVERSE=inverse, num_warps=max(2, padded // 8), num_stages=1,
+        gram_PNN.contiguous(), column_PNN, inverse_PNN, size, floor,
+        NP=max(16, triton.next_power_of_2(size)), TILE=_TILE, INVERSE=inverse, num_warps=4, num_stages=1,
     )  # fmt: skip
-    return root_PNN, inverse_PNN
+    return column_PNN.mT, inverse_PNN
 
 
 def eigenrows(x_PNN: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,59 +48,56 @@ def eigenrows(x_PNN: Tensor) -> tuple[Tensor, Tensor]:
     problems, size, _ = x_PNN.shape
     padded = max(16, triton.next_power_of_2(size))
     root_PNN, _ = cholesky(x_PNN, 2 * size * torch.finfo(torch.float64).eps, inverse=False)
-    value_PN, row_PNN = torch.empty_like(root_PNN[:, 0]), torch.empty_like(root_PNN)
+    value_PN, row_PNN = x_PNN.new_empty(problems, size), x_PNN.new_empty(problems, size, size)
     tolerance = 4 * torch.finfo(torch.float32).eps
     _jacobi[(problems,)](
-        root_PNN, value_PN, row_PNN, size, _SWEEPS, tolerance, _SETTLED, NP=padded, num_warps=max(1, padded // 16)
+        root_PNN.mT, value_PN, row_PNN, size, _SWEEPS, tolerance, _SETTLED, NP=padded, num_warps=min(4, padded // 16)
     )
     return value_PN, row_PNN
 
 
 @triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator]
 def _cholesky(  # type: ignore[no-untyped-def]  # Triton's own types
-    gram_ptr, root_ptr, inverse_ptr, size, floor, NP: tl.constexpr, INVERSE: tl.constexpr
+    gram_ptr, column_ptr, inverse_ptr, size, floor, NP: tl.constexpr, TILE: tl.constexpr, INVERSE: tl.constexpr
 ):  # fmt: skip
-    """G = R Rᵀ and W G Wᵀ = 1. gram (P, N, N) float64: read; root, inverse (P, N, N) float64: written."""
+    """G = R Rᵀ and W G Wᵀ = 1. gram (P, N, N) float64: read; column, Rᵀ, and inverse, W, (P, N, N) float64: written.
+
+    With p the pivot of a step and l the steps before, R_·l and W_l· are that of p in what is left of the vectors:
+    column = (G_p· − Σ_l R_pl R_·l) / √d and row = (1_p − Σ_l R_pl W_l·) / √d, d the squared length left of p.
+    """
     i = tl.arange(0, NP)
-    start = tl.program_id(0).to(tl.int64) * size * size
     here = i < size
-    norm = tl.sqrt(tl.load(gram_ptr + start + i * (size + 1), mask=here, other=0.0))
-    unit = tl.where(norm > 0, 1 / norm, 0.0)
-    rest = tl.load(gram_ptr + start + i[:, None] * size + i[None, :], mask=here[:, None] & here[None, :], other=0.0)
-    rest = rest * unit[:, None] * unit[None, :]
-    left = tl.where(norm > 0, 1.0, 0.0).to(tl.float64)  # what is left of each vector, squared; below 0 once it is taken
-    pivots = tl.zeros((NP,), tl.int32)
-    scales = tl.zeros((NP,), tl.float64)
+    start = tl.program_id(0).to(tl.int64) * size * size
+    gram, columns, rows = gram_ptr + start, column_ptr + start, inverse_ptr + start
+    square = tl.load(gram + i * (size + 1), mask=here, other=0.0)
+    unit = tl.where(square > 0, 1 / square, 0.0)
+    left = tl.where(square > 0, 1.0, 0.0).to(tl.float64)  # what is left of each squared length; below 0 once it is taken
     for step in range(size):
-        most = tl.max(left, 0)
-        pivot = tl.argmax(left, 0)
-        scale = tl.where(most > floor, 1 / tl.sqrt(tl.maximum(most, floor)), 0.0)
-        column = tl.sum(tl.where(i[:, None] == pivot, rest, 0.0), 0) * scale  # its row, which is the same
-        column = tl.where(left >= 0, column, 0.0)
-        rest -= column[:, None] * column[None, :]
-        left = tl.where(i == pivot, -1.0, left - column * column)
-        tl.store(root_ptr + start + i * size + step, norm * column, mask=here)
+        most, pivot = tl.max(left, 0, return_indices=True)
+        column = tl.load(gram + pivot * size + i, mask=here, other=0.0)
+        row = tl.where(i == pivot, 1.0, 0.0).to(tl.float64)
+        for first in range(0, step, TILE):
+            before = first + tl.arange(0, TILE)
+            inside = (before < step)[:, None] & here[None, :]
+            place = before[:, None] * size + i[None, :]
+            factor = tl.load(columns + before * size + pivot, mask=before < step, other=0.0)[:, None]
+            column -= tl.sum(factor * tl.load(columns + place, mask=inside, other=0.0), 0)
+            if INVERSE:
+                row -= tl.sum(factor * tl.load(rows + place, mask=inside, other=0.0), 0)
+        scale = tl.where(most > floor, tl.rsqrt(most * tl.sum(tl.where(i == pivot, square, 0.0), 0)), 0.0)
+        column = tl.where(left >= 0, column * scale, 0.0)
+        left = tl.where(i == pivot, -1.0, left - column * column * unit)
+        tl.store(columns + step * size + i, column, mask=here)
         if INVERSE:
-            pivots = tl.where(i == step, pivot, pivots)
-            scales = tl.where(i == step, scale, scales)
-    if INVERSE:
-        # The same steps again, on what the vectors were mixed of: the identity at first. Both at once need too many registers.
+            tl.store(rows + step * size + i, row * scale, mask=here)
         tl.debug_barrier()
-        mixed = tl.where(i[:, None] == i[None, :], 1.0, 0.0).to(tl.float64)
-        for step in range(size):
-            pivot = tl.sum(tl.where(i == step, pivots, 0), 0)
-            scale = tl.sum(tl.where(i == step, scales, 0.0), 0)
-            column = unit * tl.load(root_ptr + start + i * size + step, mask=here, other=0.0)
-            row = tl.sum(tl.where(i[:, None] == pivot, mixed, 0.0), 0) * scale
-            mixed -= column[:, None] * row[None, :]
-            tl.store(inverse_ptr + start + step * size + i, row * unit, mask=here)
 
 
 @triton.jit(do_not_specialize=["size", "sweeps"])  # type: ignore[untyped-decorator]
 def _jacobi(  # type: ignore[no-untyped-def]  # Triton's own types
     x_ptr, value_ptr, row_ptr, size, sweeps, tolerance, settled, NP: tl.constexpr
 ):  # fmt: skip
-    """Rotations from the right make the columns of X orthogonal: V Σ. They are paired by XOR: all pairs in N − 1 rounds.
+    """Rotations make the rows of X orthogonal: Σ Vᵀ. They are paired by XOR, so that N − 1 rounds meet all pairs.
 
     One-sided Jacobi (Hestenes, 1958), in float32.
 
@@ -110,15 +107,15 @@ def _jacobi(  # type: ignore[no-untyped-def]  # Triton's own types
     i = tl.arange(0, NP)
     start = tl.program_id(0).to(tl.int64) * size
     inside = (i[:, None] < size) & (i[None, :] < size)
-    exact = tl.load(x_ptr + start * size + i[:, None] * size + i[None, :], mask=inside, other=0.0)
+    exact = tl.load(x_ptr + start * size + i[None, :] * size + i[:, None], mask=inside, other=0.0)
     largest = tl.max(tl.max(tl.abs(exact), 0), 0)
     scale = tl.where(largest > 0, largest, 1.0)
     x = (exact / scale).to(tl.float32)
-    floor = tl.max(tl.sum(x * x, 0), 0) * tolerance * tolerance  # columns below are rounding errors and stay as they are
+    floor = tl.max(tl.sum(x * x, 0), 0) * tolerance * tolerance  # rows below are rounding errors and stay as they are
     sweep = 0
-    worst = tl.full((NP,), 1.0, tl.float32)
-    while (sweep < sweeps) & (tl.max(worst, 0) > settled):
-        worst = tl.zeros((NP,), tl.float32)
+    worst = settled + 1.0
+    while (sweep < sweeps) & (worst > settled):
+        cosines = tl.zeros((NP,), tl.float32)
         xx = tl.sum(x * x, 0)
         for mask in range(1, NP):
             partner = i ^ mask
@@ -132,9 +129,11 @@ def _jacobi(  # type: ignore[no-untyped-def]  # Triton's own types
             t = tl.where(tau >= 0, 1.0, -1.0) / (tl.abs(tau) + tl.sqrt(1 + tau * tau))
             t = tl.where(turn, role * t, 0.0)
             c = tl.rsqrt(1 + t * t)
+            c = c * (1.5 - 0.5 * (1 + t * t) * c * c)  # the fast root alone would shrink rows, little by little
             x = c[None, :] * x - (c * t)[None, :] * y
             xx = xx - t * xy
-            worst = tl.maximum(worst, tl.where(turn, cosine, 0.0))
+            cosines = tl.maximum(cosines, tl.where(turn, cosine, 0.0))
+        worst = tl.max(cosines, 0)
         sweep += 1
     sigma = tl.sqrt(tl.sum(x * x, 0))
     above = (sigma[:, None] > sigma[None, :]) | ((sigma[:, None] == sigma[None, :]) & (i[:, None] < i[None, :]))

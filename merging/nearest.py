@@ -15,9 +15,9 @@ from merging.core import CoreSpace, basis
 from merging.eigen import CUDA_LARGEST, eigh
 from merging.pool import Pool
 
-# Rounds of `leading`: plain ones find what is large, then the zeros of a Chebyshev polynomial keep the rest small.
-_PLAIN, _CHEBYSHEV = 2, 8
-_SHIFTS = [0.0] * _PLAIN + [(1 + cos((j + 0.5) * pi / _CHEBYSHEV)) / 2 for j in range(_CHEBYSHEV)]
+# Rounds of `leading`: plain ones find what is large, then the zeros of a Chebyshev polynomial on [0, 1] keep the rest small.
+_PLAIN = 2
+_SHIFTS = [(1 + cos((j + 0.5) * pi / 8)) / 2 for j in range(8)]
 
 _MOST_WANTED = 3 * CUDA_LARGEST // 4  # vectors of a block, so that enough others keep it converging
 
@@ -52,6 +52,7 @@ def leading(
 
     The part of the energy ‖ΔW_k‖² that is lost beside the optimum was below 1e-4 in all trials, the worst of which
     were random adapters, whose singular values hardly differ (N = 1024, k = 96); on spectra that decay it is rounding.
+    Singular values below about 1e-4 of the largest may be missed.
 
     Args:
         coefficient_LN: c, float64; k: at most 96. noise: relative error of the Gram matrices.
@@ -62,35 +63,41 @@ def leading(
 
     Source: subspace iteration with Chebyshev filters (Saad, Numerical Methods for Large Eigenvalue Problems, chapters 5 and 7).
     """
-    units, exact = gram_a_LNN.shape[1], torch.finfo(torch.float64).eps
     block = CUDA_LARGEST // 2 if 4 * k <= CUDA_LARGEST else CUDA_LARGEST
     c_LN1 = coefficient_LN[:, :, None]
     square_LN1 = gram_b_LNN.diagonal(dim1=1, dim2=2)[:, :, None]
 
     def orthonormal(x_LNM: Tensor) -> tuple[Tensor, Tensor]:
-        """The same space's X with Xᵀ G_B X = 1, and G_B X; what cancels to less than the noise becomes 0."""
+        """The same space's X with Xᵀ G_B X = 1, and G_B X."""
         seen_LNM = gram_b_LNN @ x_LNM
-        rotation_LMM = basis(x_LNM.mT @ seen_LNM, exact).inverse_LNN.mT
-        x_LNM, seen_LNM = x_LNM @ rotation_LMM, seen_LNM @ rotation_LMM
-        known_L1M = (x_LNM.square() * square_LN1).sum(dim=1, keepdim=True) * (2 * units * noise) < 1
-        return x_LNM * known_L1M, seen_LNM * known_L1M
+        rotation_LMM = _whitening(x_LNM, seen_LNM).mT
+        return x_LNM @ rotation_LMM, seen_LNM @ rotation_LMM
 
-    y_LNM = c_LN1 * square_LN1.sqrt() * _start(units, block, gram_a_LNN.device)
+    y_LNM = c_LN1 * square_LN1.sqrt() * _start(coefficient_LN.shape[1], block, coefficient_LN.device)
     x_LNM, seen_LNM = orthonormal(c_LN1 * (gram_a_LNN @ y_LNM))
-    edge_L11 = torch.zeros_like(c_LN1[:, :1])
-    for number, shift in enumerate(_SHIFTS):
+    for _ in range(_PLAIN):
         y_LNM = c_LN1 * seen_LNM
         back_LNM = gram_a_LNN @ y_LNM
-        inverse_LMM = basis(y_LNM.mT @ back_LNM, exact).inverse_LNN
-        if number <= _PLAIN:
-            largest_L11 = inverse_LMM.square().sum(dim=1, keepdim=True).amax(dim=2, keepdim=True)
-            edge_L11 = torch.where(largest_L11 > 0, 1 / largest_L11, 0.0)
-        x_LNM, seen_LNM = orthonormal((c_LN1 * back_LNM - shift * edge_L11 * x_LNM) @ inverse_LMM.mT)
+        x_LNM, seen_LNM = orthonormal(c_LN1 * back_LNM @ _whitening(y_LNM, back_LNM).mT)
     y_LNM = c_LN1 * seen_LNM
-    value_LM, vector_LMM = eigh(y_LNM.mT @ (gram_a_LNN @ y_LNM))
+    back_LNM = gram_a_LNN @ y_LNM
+    most_L11 = _whitening(y_LNM, back_LNM).square().sum(dim=1, keepdim=True).amax(dim=2, keepdim=True)
+    edge_L11 = torch.where(most_L11 > 0, 1 / most_L11, 0.0)
+    for shift in _SHIFTS:
+        x_LNM, seen_LNM = orthonormal(c_LN1 * back_LNM - shift * edge_L11 * x_LNM)
+        y_LNM = c_LN1 * seen_LNM
+        back_LNM = gram_a_LNN @ y_LNM
+    known_L1M = noise * (x_LNM.square() * square_LN1).sum(dim=1, keepdim=True) < 1  # others cancel to less than the noise
+    x_LNM, y_LNM, back_LNM = x_LNM * known_L1M, y_LNM * known_L1M, back_LNM * known_L1M
+    value_LM, vector_LMM = eigh(y_LNM.mT @ back_LNM)
     sigma_LK, vector_LMK = value_LM[:, :k].clamp(min=0).sqrt(), vector_LMM[:, :, :k]
     inverse_LK = torch.where(sigma_LK > 0, 1 / sigma_LK, 0.0)
     return (x_LNM @ vector_LMK).mT, sigma_LK, inverse_LK[:, :, None] * (y_LNM @ vector_LMK).mT
+
+
+def _whitening(x_LNM: Tensor, seen_LNM: Tensor) -> Tensor:
+    """W with W (Xᵀ G X) Wᵀ = 1, given X and G X; (L, M, M)."""
+    return basis(x_LNM.mT @ seen_LNM, torch.finfo(torch.float64).eps).inverse_LNN
 
 
 @cache  # stays where it is: captured graphs read it

@@ -2,7 +2,8 @@
 
 One entry a content key. Whoever comes first starts the build; everybody else waits for that build (single flight).
 A lease keeps an entry; among the entries without a lease the one whose last lease ended longest ago is evicted
-when a slot is needed. Requests that find every slot leased wait in the order they came.
+when a slot is needed. Requests that find every slot leased wait in the order they came. A build that nobody waits for
+any more is dropped.
 
 Runs on one event loop and awaits nothing between looking at its state and changing it, so it needs no locks.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from server.catalog import Recipe
 from server.engine import Engine, Resident
-from server.errors import BusyError
+from server.errors import BusyError, OutOfMemoryError
 from server.metrics import Metrics
 
 
@@ -67,7 +68,7 @@ class Composer:
         self._timeout = timeout
         self._metrics = metrics
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # by end of the last lease
-        self._free = slots
+        self._free: list[Resident | None] = [None] * slots  # empty slots, and those of what gives way to the next build
         self._queue: deque[asyncio.Future[Resident | None]] = deque()  # builds that wait for a slot
 
     async def ensure(self, recipe: Recipe) -> Lease:
@@ -108,56 +109,70 @@ class Composer:
             try:
                 resident = await self._engine.build(entry.recipe, victim)
             except BaseException:
-                await self._return_slot(victim)
+                self._return_slot(None)
                 raise
-        except BaseException:
-            del self._entries[entry.recipe.key]
-            self._metrics.merges.labels(method=method, outcome="error").inc()
+        except BaseException as error:
+            if self._entries.get(entry.recipe.key) is entry:  # not dropped
+                del self._entries[entry.recipe.key]
+            self._metrics.merges.labels(method=method, outcome=_outcome(error)).inc()
             raise
         entry.resident = resident
         self._metrics.merges.labels(method=method, outcome="ok").inc()
-        for phase, seconds in resident.seconds.items():
-            self._metrics.merge_seconds.labels(method=method, phase=phase).observe(seconds)
-        self._metrics.resident.labels(method=method).inc()
-        self._metrics.resident_bytes.inc(resident.nbytes)
-        self._hand_over(entry)  # all who waited for it may have gone
+        self._metrics.add(resident)
 
     async def _slot(self) -> Resident | None:
         """Reserve a slot: None for a free one, or what has to leave its slot."""
         if self._free:
-            self._free -= 1
-            return None
+            return self._free.pop()
         for entry in self._entries.values():
             if entry.leases == 0 and entry.resident is not None:
                 return self._evict(entry, entry.resident)
         turn: asyncio.Future[Resident | None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
-        return await turn
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # its turn came just before
+                self._return_slot(turn.result())
+            raise
 
-    async def _return_slot(self, victim: Resident | None) -> None:
-        """A reserved slot was not used after all: empty it and hand it on."""
-        if victim is not None:
-            await self._engine.evict(victim)
-        if self._queue:
-            self._queue.popleft().set_result(None)
+    def _return_slot(self, victim: Resident | None) -> None:
+        """Hand a slot on to the build that has waited longest, or keep it for the next."""
+        if line := self._line():
+            line.popleft().set_result(victim)
         else:
-            self._free += 1
+            self._free.append(victim)
+
+    def _line(self) -> deque[asyncio.Future[Resident | None]]:
+        """The builds that wait for a slot; who has left the line does not stand at its head."""
+        while self._queue and self._queue[0].cancelled():
+            self._queue.popleft()
+        return self._queue
 
     def _release(self, entry: _Entry) -> None:
         self._metrics.leases.dec()
         entry.leases -= 1
-        if self._entries.get(entry.recipe.key) is entry:  # else its build failed
-            self._entries.move_to_end(entry.recipe.key)
-            self._hand_over(entry)
-
-    def _hand_over(self, entry: _Entry) -> None:
-        """Give the slot of an entry that nobody leases to the build that has waited longest, if one waits."""
-        if entry.leases == 0 and entry.resident is not None and self._queue:
-            self._queue.popleft().set_result(self._evict(entry, entry.resident))
+        if self._entries.get(entry.recipe.key) is not entry:
+            return  # its build failed
+        self._entries.move_to_end(entry.recipe.key)
+        if entry.leases > 0:
+            return
+        if entry.resident is None:
+            del self._entries[entry.recipe.key]  # whoever asks for it from now on starts anew
+            entry.build.cancel()
+        elif self._line():
+            self._return_slot(self._evict(entry, entry.resident))
 
     def _evict(self, entry: _Entry, resident: Resident) -> Resident:
         del self._entries[entry.recipe.key]
-        self._metrics.evictions.inc()
-        self._metrics.resident.labels(method=entry.recipe.spec.method.name).dec()
-        self._metrics.resident_bytes.dec(resident.nbytes)
+        self._metrics.remove(resident)
         return resident
+
+
+def _outcome(error: BaseException) -> str:
+    match error:
+        case asyncio.CancelledError():
+            return "dropped"
+        case OutOfMemoryError():
+            return "oom"
+    return "error"

@@ -21,6 +21,12 @@ class Settings(BaseSettings):
     merge_timeout: float = Field(default=30.0, gt=0, description="Seconds that a request waits for its merge at most.")
     adapter_host_gib: float = Field(default=4.0, gt=0, description="Host memory for source adapters, GiB in each worker.")
 
+    adapter_gpu_gib: float = Field(default=2.0, gt=0, description="GPU memory for source adapters, GiB on each GPU.")
+
     @property
     def adapter_host_bytes(self) -> int:
         return int(self.adapter_host_gib * 2**30)
+
+    @property
+    def adapter_gpu_bytes(self) -> int:
+        return int(self.adapter_gpu_gib * 2**30)

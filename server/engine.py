@@ -32,26 +32,26 @@ class Resident:
 
     Attributes:
         lora_id: the engine's id for it; another one each time that a recipe is built.
-        seconds: what the build took, by phase (`load`, `merge`, `commit`).
-        nbytes: of its factors.
+        seconds: what the build took, by phase (see Metrics.merge_seconds).
+        nbytes: of its slot.
+        sources: how many source adapters were found where: `device`, `host` or `disk`.
+        source_bytes: what all source adapters in memory take up now, by tier.
     """
 
     recipe: Recipe
     lora_id: int
     seconds: Mapping[str, float]
     nbytes: int
+    sources: Mapping[str, int]
+    source_bytes: Mapping[str, int]
 
 
 class Engine(Protocol):
     """Builds merged adapters and holds them in its slots."""
 
     async def build(self, recipe: Recipe, victim: Resident | None) -> Resident:
-        """Merge `recipe` and put it into the slot of `victim`, or into a free one; callable by name from then on.
+        """Merge `recipe` into the slot of `victim`, or into a free one; callable by name from then on.
 
-        Raises LoramixError, and then `victim` has still to be evicted.
+        Where it raises LoramixError, or is cancelled, it leaves that slot free, and ends only once nobody writes it any more.
         """
-        ...
-
-    async def evict(self, resident: Resident) -> None:
-        """Free the slot of a merged adapter."""
         ...

@@ -7,6 +7,7 @@ LoramixError (merging)
 ├── RequestError              400   the request's body is at fault
 ├── UnknownModelError         404   no base model, adapter or preset of that name
 ├── BusyError                 503   every slot is in use, or building took too long; try again
+│   └── OutOfMemoryError      503   the device has no memory left for the merge; try again
 └── ConfigError               —     the server cannot start as it was told to
 """
 
@@ -39,6 +40,10 @@ class UnknownModelError(LoramixError):
 
 class BusyError(LoramixError):
     """Nothing is wrong with the request, but it cannot be served now."""
+
+
+class OutOfMemoryError(BusyError):
+    """The device had no memory left for a merge."""
 
 
 class ConfigError(LoramixError):

@@ -1,24 +1,31 @@
-"""The merger: builds merged adapters on helper threads inside the worker, beside the running engine.
+"""The merger: merges on helper threads inside the worker, beside the running engine, straight into the engine's slots.
 
-Knows merging and threads, not vLLM. The engine's thread calls `begin`, `poll` and `drop`, which never block.
+Knows merging and threads, not vLLM. The engine's thread calls `begin` and `drop`, which never wait; what becomes of a
+merge is reported by the helper thread that ran it.
 """
 
 import contextlib
+import logging
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from threading import Lock
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Event, local
+from typing import Any, Literal, TypedDict
 
 import torch
 from cachetools import LRUCache
 
-from merging import DTYPES, AdapterError, LoraAdapter, MergeSpec, Term, load_adapter, merge
+from merging import DTYPES, LoraAdapter, LoramixError, MergeSpec, Rooms, Term, merge, merge_into
+from server.reader import SourceFile
+from server.reports import Fault, Report
+from server.store import AdapterStore
+
+logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
 
 _THREADS = 2  # merges at a time: one computes while another reads
-_REMEMBERED = 4096  # jobs that can be built again without asking the server
+_REMEMBERED = 4096  # jobs that can be merged again without asking the server
+OUT_OF_MEMORY = "OutOfMemory"  # the kind of a report
 
 
 class Job(TypedDict):
@@ -33,91 +40,154 @@ class Job(TypedDict):
     terms: list[tuple[str, float | dict[str, float], str, str]]
 
 
-@dataclass(frozen=True)
-class Built:
-    """A merged adapter on the worker's device, with the seconds that each phase took."""
+class _Dropped(Exception):  # noqa: N818  (no error: nobody wants the merge any more)
+    pass
 
-    adapter: LoraAdapter
+
+@dataclass(eq=False)
+class _Flight:
+    """A merge that is under way: it owns its slot until it has ended.
+
+    Attributes:
+        ready: on a GPU, marks the place in the engine's stream before which the slot may still be read.
+    """
+
+    job: Job
+    rooms: Rooms
+    begun: float
+    ready: torch.cuda.Event | None
     seconds: dict[str, float]
+    tiers: dict[str, int] = field(default_factory=dict)
+    dropped: bool = False
+    ended: Event = field(default_factory=Event)
+
+    def go_on(self) -> None:
+        """Between two phases: raise _Dropped where it has been dropped."""
+        if self.dropped:
+            raise _Dropped
 
 
 class Merger:
-    """Merges jobs on `device` into `dtype`.
+    """Merges jobs on `device`.
 
     Args:
-        host_bytes: source adapters kept in host memory; the least recently used leave first.
+        dtype: of the engine's LoRA tensors, by torch's name.
+        report: called on the helper thread when a merge has ended and its slot is not written any more.
     """
 
-    def __init__(self, device: torch.device, dtype: str, host_bytes: int) -> None:
+    def __init__(self, device: torch.device, dtype: str, store: AdapterStore, report: Callable[[Report], None]) -> None:
         self._device = device
         self._dtype = DTYPES[dtype]
+        self._store = store
+        self._report = report
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="loramix-merge")
-        self._sources: LRUCache[str, LoraAdapter] = LRUCache(host_bytes, getsizeof=lambda adapter: adapter.nbytes)
-        self._sources_lock = Lock()
+        self._streams = local()
         self._jobs: LRUCache[int, Job] = LRUCache(_REMEMBERED)
-        self._running: dict[int, Future[Built]] = {}
+        self._flights: dict[int, _Flight] = {}
 
-    def begin(self, job: Job) -> None:
-        """Start merging; a job that runs already is left alone."""
+    def begin(self, job: Job, rooms: Rooms, started: float) -> None:
+        """Start merging into `rooms`; to be called on the engine's thread, `started` being when it took up the job."""
         self._jobs[job["lora_id"]] = job
-        if job["lora_id"] not in self._running:
-            self._running[job["lora_id"]] = self._threads.submit(self.build, job)
-
-    def poll(self, lora_id: int) -> Built | None:
-        """The merged adapter of a begun job once it is done, None before. Raises what the merge raised."""
-        running = self._running[lora_id]
-        if not running.done():
-            return None
-        built = running.result()
-        if self._device.type == "cuda":  # its memory must outlive what the caller's stream does with it
-            for stack in built.adapter.stacks:
-                stack.a_LRI.record_stream(torch.cuda.current_stream(self._device))
-                stack.b_LRO.record_stream(torch.cuda.current_stream(self._device))
-        return built
+        ready = None
+        if self._device.type == "cuda":
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(torch.cuda.current_stream(self._device))
+        begun = time.perf_counter()
+        flight = _Flight(job, rooms, begun, ready, {"commit": begun - started})
+        self._flights[job["lora_id"]] = flight
+        self._threads.submit(self._run, flight)
 
     def drop(self, lora_id: int) -> None:
-        """Let go of a job's result, done or not."""
-        if (running := self._running.pop(lora_id, None)) is not None:
-            running.cancel()
+        """Have a merge end at its next phase, if it is under way; it is reported as ever."""
+        if (flight := self._flights.get(lora_id)) is not None:
+            flight.dropped = True
+
+    def wait(self, lora_id: int) -> None:
+        """Return once no merge of that id is under way."""
+        if (flight := self._flights.get(lora_id)) is not None:
+            flight.ended.wait()
 
     def rebuild(self, lora_id: int) -> LoraAdapter | None:
-        """Merge a job of the past again, here and now; None if it is not remembered."""
-        job = self._jobs.get(lora_id)
-        return None if job is None else self.build(job).adapter
+        """Merge a job of the past again, here and now, into memory of its own; None if it is not remembered."""
+        if (job := self._jobs.get(lora_id)) is None:
+            return None
+        with self._store.acquire(_sources(job)) as held:
+            return merge(held.adapters, _spec(job), device=self._device, dtype=self._dtype)
 
-    def build(self, job: Job) -> Built:
-        """Read the sources and merge them, on the calling thread."""
-        started = time.perf_counter()
-        sources = {name: self._source(name, Path(folder), digest) for name, _, folder, digest in job["terms"]}
-        loaded = time.perf_counter()
-        terms = [Term.of(name, weight) for name, weight, _, _ in job["terms"]]
-        spec = MergeSpec.create(job["method"], terms, job["options"])
-        with _beside(self._device):
-            merged = merge(sources, spec, device=self._device, dtype=self._dtype)
-        return Built(merged, {"load": loaded - started, "merge": time.perf_counter() - loaded})
+    def warm_up(self, adapter: LoraAdapter, specs: list[MergeSpec], rooms: Rooms) -> None:
+        """Merge each of `specs`, of copies of one adapter, so that no request waits for what a first merge has to do.
 
-    def _source(self, name: str, folder: Path, digest: str) -> LoraAdapter:
-        with self._sources_lock:
-            adapter = self._sources.get(digest)
-        if adapter is not None:
-            return adapter
-        adapter = load_adapter(folder)
-        if adapter.digest != digest:
-            raise AdapterError(
-                f"adapter {name!r} in {folder} has changed since it was checked; restart the server to serve the new version"
+        Each is merged twice: on a GPU its kernels are compiled in the first merge, and captured as a graph in the second.
+        Returns when all is done.
+        """
+
+        def run() -> None:
+            with self._beside():
+                for spec in (*specs, *specs):
+                    merge_into({term.adapter: adapter for term in spec.terms}, spec, rooms)
+
+        self._threads.submit(run).result()
+
+    def _run(self, flight: _Flight) -> None:
+        """One merge from beginning to end, on a helper thread. Nothing is raised: nobody would be there to catch it."""
+        state: Literal["done", "failed", "dropped"] = "done"
+        fault = None
+        try:
+            self._merge(flight)
+        except _Dropped:
+            state = "dropped"
+        except Exception as error:  # noqa: BLE001  (whatever a merge raises is its requests' affair, not the engine's)
+            state, fault = "failed", _fault(error)
+        del self._flights[flight.job["lora_id"]]
+        flight.ended.set()
+        self._report(
+            Report(
+                lora_id=flight.job["lora_id"], state=state, fault=fault, seconds=flight.seconds, tiers=flight.tiers,
+                used_bytes=self._store.used_bytes(),
             )
-        with self._sources_lock, contextlib.suppress(ValueError):  # larger than the whole cache: used once
-            self._sources[digest] = adapter
-        return adapter
+        )  # fmt: skip
+
+    def _merge(self, flight: _Flight) -> None:
+        flight.seconds["queue"] = time.perf_counter() - flight.begun
+        flight.go_on()
+        with self._beside():
+            with self._store.acquire(_sources(flight.job)) as held:
+                flight.tiers = held.tiers
+                flight.seconds |= held.seconds
+                flight.go_on()
+                started = time.perf_counter()
+                if flight.ready is not None:
+                    torch.cuda.current_stream(self._device).wait_event(flight.ready)
+                merge_into(held.adapters, _spec(flight.job), flight.rooms)
+            flight.seconds["merge"] = time.perf_counter() - started  # the end of `acquire` has waited for the stream
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Work on the calling thread's own CUDA stream, done when the block ends; decoding, on the engine's, does not wait."""
+        if self._device.type != "cuda":
+            yield
+            return
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._streams.own):
+            yield
+            self._streams.own.synchronize()
 
 
-@contextlib.contextmanager
-def _beside(device: torch.device) -> Iterator[None]:
-    """Work on a stream of its own, done when the block ends, so that decoding on the main stream does not wait."""
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
+def _sources(job: Job) -> list[SourceFile]:
+    return [SourceFile(name, folder, digest) for name, _, folder, digest in job["terms"]]
+
+
+def _spec(job: Job) -> MergeSpec:
+    return MergeSpec.create(job["method"], [Term.of(name, weight) for name, weight, _, _ in job["terms"]], job["options"])
+
+
+def _fault(error: Exception) -> Fault:
+    """What went wrong, for the server to raise again."""
+    message = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Fault(kind=OUT_OF_MEMORY, message=message, param=None)
+    if not isinstance(error, LoramixError):
+        logger.error("a merge failed", exc_info=error)
+        message = f"{type(error).__name__}: {message}"
+    return Fault(kind=type(error).__name__, message=message, param=getattr(error, "param", None))

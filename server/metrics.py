@@ -2,6 +2,8 @@
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from server.engine import Resident
+
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -9,21 +11,33 @@ class Metrics:
     """The metrics; one instance a registry.
 
     Attributes:
-        merges: builds by method and outcome (`ok`, `error`).
-        merge_seconds: time of a build by method and phase: `load` (sources read), `merge`, `commit` (into the slot).
+        merges: builds by method and outcome: `ok`, `error`, `oom` (no device memory), `dropped` (nobody waited any more).
+        merge_seconds: time of a build by method and phase: `commit` (in the engine's thread, which decodes nothing meanwhile),
+            `queue` (for a helper thread), `load` (sources from disk), `copy` (sources to where merges read), `merge`.
+        commit_seconds_max: the longest `commit` so far.
+        source_requests: source adapters that merges asked for, by where they were: `device`, `host`, `disk`.
+        source_bytes: what source adapters take up in the memory of each tier.
         cache_requests: look-ups by tier (`device`) and result (`hit`, `miss`).
         evictions: merged adapters that left their slot for another.
         resident: merged adapters in the engine's slots now, by method.
-        resident_bytes: bytes of their factors.
+        resident_bytes: bytes of these slots.
         waiting: requests that wait for a build now.
         leases: requests that hold a merged adapter now, waiting ones included.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._longest_commit = 0.0
         self.merges = Counter("loramix_merges_total", "Builds of merged adapters.", ["method", "outcome"], registry=registry)
         self.merge_seconds = Histogram(
             "loramix_merge_seconds", "Time of a build, by phase.", ["method", "phase"], buckets=_SECONDS, registry=registry
         )
+        self.commit_seconds_max = Gauge(
+            "loramix_commit_seconds_max", "Longest time that a build has kept the engine's thread.", registry=registry
+        )
+        self.source_requests = Counter(
+            "loramix_source_requests_total", "Source adapters by where they were found.", ["tier"], registry=registry
+        )
+        self.source_bytes = Gauge("loramix_source_bytes", "Bytes of source adapters in memory.", ["tier"], registry=registry)
         self.cache_requests = Counter(
             "loramix_cache_requests_total", "Look-ups of merged adapters.", ["tier", "result"], registry=registry
         )
@@ -32,3 +46,23 @@ class Metrics:
         self.resident_bytes = Gauge("loramix_resident_bytes", "Bytes of merged adapters in slots.", registry=registry)
         self.waiting = Gauge("loramix_waiting_requests", "Requests that wait for a merge.", registry=registry)
         self.leases = Gauge("loramix_leases", "Leases of merged adapters held by requests.", registry=registry)
+
+    def add(self, resident: Resident) -> None:
+        """Count a merged adapter that has been built into a slot."""
+        method = resident.recipe.spec.method.name
+        for phase, seconds in resident.seconds.items():
+            self.merge_seconds.labels(method=method, phase=phase).observe(seconds)
+        self._longest_commit = max(self._longest_commit, resident.seconds["commit"])
+        self.commit_seconds_max.set(self._longest_commit)
+        for tier, count in resident.sources.items():
+            self.source_requests.labels(tier=tier).inc(count)
+        for tier, nbytes in resident.source_bytes.items():
+            self.source_bytes.labels(tier=tier).set(nbytes)
+        self.resident.labels(method=method).inc()
+        self.resident_bytes.inc(resident.nbytes)
+
+    def remove(self, resident: Resident) -> None:
+        """Count one that leaves its slot."""
+        self.evictions.inc()
+        self.resident.labels(method=resident.recipe.spec.method.name).dec()
+        self.resident_bytes.dec(resident.nbytes)

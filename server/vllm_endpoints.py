@@ -5,6 +5,7 @@ Registered as entry point `loramix` in the group `vllm.endpoint_plugins`; vLLM l
 
 import argparse
 import logging
+import statistics
 import sys
 import time
 
@@ -55,9 +56,12 @@ class LoramixPlugin:
         try:
             _refuse_replicas(args)
             engine = VllmEngine(engine_client, serving.lora_requests)
-            facts = await engine.setup(settings.adapter_host_bytes)
+            facts = await engine.setup(settings.adapter_host_bytes, settings.adapter_gpu_bytes)
             catalog = _check_adapters(settings, facts, base_models)
             presets = read_presets(settings.presets, catalog, settings.default_method)
+            if catalog.entries:
+                common = statistics.mode(max(entry.ranks.values()) for entry in catalog.entries.values())
+                await engine.warm_up(settings.default_method, common)
         except LoramixError as error:
             print(f"loramix: cannot start: {error}", file=sys.stderr)
             raise SystemExit(2) from None

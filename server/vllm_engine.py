@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import platform
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
@@ -10,15 +11,15 @@ from vllm.lora.request import LoRARequest
 from merging import AdapterError, LoramixError, RecipeError
 from server.catalog import Recipe
 from server.engine import EngineFacts, Resident
-from server.errors import ConfigError
-from server.merger import Job
+from server.errors import ConfigError, OutOfMemoryError
+from server.merger import OUT_OF_MEMORY, Job
+from server.reports import Fault, Report, Reports
 
 _MAX_ID = 2**31 - 1  # vLLM's model runners keep LoRA ids in 32 bits
-_POLL_SECONDS = (0.002, 0.02)  # first and longest pause between two looks at a running merge
 
 
 class VllmEngine:
-    """Builds recipes in vLLM's workers.
+    """Builds recipes in vLLM's workers. To be made on the event loop.
 
     Args:
         client: vLLM's engine client.
@@ -28,57 +29,92 @@ class VllmEngine:
     def __init__(self, client: EngineClient, requests: dict[str, LoRARequest]) -> None:
         self._client = client
         self._requests = requests
+        self._reports = Reports()
+        self._workers = 0
+        self._slot_bytes = 0  # of all workers together
         self._ids: set[int] = set()  # of what is being built or resident
         self._last_id = 0
 
-    async def setup(self, host_bytes: int) -> EngineFacts:
+    async def setup(self, host_bytes: int, device_bytes: int) -> EngineFacts:
         """Get the workers ready, and learn what they can hold.
 
+        Args:
+            host_bytes, device_bytes: for source adapters, in each worker.
+
         Raises:
-            ConfigError: where vLLM runs without LoRA or without the worker extension.
+            ConfigError: where vLLM runs without LoRA or without the worker extension, or in a way that loramix cannot serve.
         """
         if self._client.vllm_config.lora_config is None:
             raise ConfigError("vLLM runs without LoRA; start it with --enable-lora")
         try:
-            facts = await self._call("loramix_setup", host_bytes)
+            facts = await self._call("loramix_setup", self._reports.address, host_bytes, device_bytes)
         except Exception as error:  # vLLM raises a bare one for whatever a worker raised
             raise ConfigError(
                 f"the worker extension does not answer ({error}); "
                 "start vLLM with --worker-extension-cls server.vllm_worker.LoramixWorker"
             ) from error
+        for each in facts:
+            if "error" in each:
+                raise ConfigError(each["error"])
+            if each["host"] != platform.node():
+                raise ConfigError(f"a worker runs on {each['host']}; all must run on the API server's host ({platform.node()})")
+            if each["modules"].keys() != facts[0]["modules"].keys():
+                raise ConfigError("--pipeline-parallel-size over 1 is not supported; use --tensor-parallel-size")
         if facts[0]["slots"] < 1:
             raise ConfigError("on the CPU one LoRA slot stays empty; start with --max-loras 2 or more")
-        modules = {name: (d_out, d_in) for each in facts for name, (d_out, d_in) in each["modules"].items()}
-        return EngineFacts(modules, facts[0]["slots"], facts[0]["max_rank"], facts[0]["dtype"], facts[0]["device"])
+        self._workers = len(facts)
+        self._slot_bytes = sum(each["slot_bytes"] for each in facts)
+        return EngineFacts(
+            facts[0]["modules"], facts[0]["slots"], facts[0]["max_rank"], facts[0]["dtype"], facts[0]["device"]
+        )  # fmt: skip
+
+    async def warm_up(self, default_method: str, rank: int) -> None:
+        """Merge what is likely to be asked for, of adapters of `rank`, so that the first requests need not wait longer."""
+        await self._call("loramix_warm_up", default_method, rank)
 
     async def build(self, recipe: Recipe, victim: Resident | None) -> Resident:
         if victim is not None:
             self._close(victim)
         lora_id = self._next_id()
+        merge = asyncio.create_task(self._merge(recipe, lora_id, victim))
         try:
-            await self._call("loramix_begin", _job(recipe, lora_id))
-            resident = await self._commit(recipe, lora_id, None if victim is None else victim.lora_id)
-        except BaseException:
-            await self._free(lora_id)
+            resident = await asyncio.shield(merge)
+        except asyncio.CancelledError:
+            await self._call("loramix_drop", lora_id)
+            await asyncio.wait((merge,))
+            if merge.exception() is None:  # it had ended before it was dropped
+                await self._free(lora_id)
             raise
-        if victim is not None:
-            self._ids.discard(victim.lora_id)
         self._requests[recipe.name] = LoRARequest(recipe.name, lora_id, f"loramix/{recipe.key}")
         return resident
 
-    async def evict(self, resident: Resident) -> None:
-        self._close(resident)
-        await self._free(resident.lora_id)
+    async def _merge(self, recipe: Recipe, lora_id: int, victim: Resident | None) -> Resident:
+        """Merge into a slot, which is free again where this raises: every worker has let go of it by then."""
+        ended = self._reports.expect(lora_id, self._workers)
+        try:
+            await self._call("loramix_begin", _job(recipe, lora_id), None if victim is None else victim.lora_id)
+            reports = await ended
+            for report in reports:
+                if report["state"] != "done":
+                    raise _error_of(report["fault"])
+        except BaseException:
+            self._reports.forget(lora_id)
+            await self._free(lora_id)
+            raise
+        finally:
+            if victim is not None:
+                self._ids.discard(victim.lora_id)
+        return _resident(recipe, lora_id, reports, self._slot_bytes)
+
+    async def _free(self, lora_id: int) -> None:
+        await self._call("loramix_evict", lora_id)
+        self._ids.discard(lora_id)
 
     def _close(self, resident: Resident) -> None:
         """Take it off the table, unless its recipe has been built anew and stands there under the same name."""
         request = self._requests.get(resident.recipe.name)
         if request is not None and request.lora_int_id == resident.lora_id:
             del self._requests[resident.recipe.name]
-
-    async def _free(self, lora_id: int) -> None:
-        await self._call("loramix_evict", lora_id)
-        self._ids.discard(lora_id)
 
     def _next_id(self) -> int:
         """A LoRA id that is not in use. Ids count up: content keys do not fit them, and names carry those anyway."""
@@ -87,19 +123,6 @@ class VllmEngine:
             if self._last_id not in self._ids:
                 self._ids.add(self._last_id)
                 return self._last_id
-
-    async def _commit(self, recipe: Recipe, lora_id: int, victim: int | None) -> Resident:
-        pause, longest = _POLL_SECONDS
-        while True:
-            replies = await self._call("loramix_commit", lora_id, victim)
-            for reply in replies:
-                if reply["state"] == "failed":
-                    raise _error_of(reply)
-            if all(reply["state"] == "done" for reply in replies):
-                slowest = {phase: max(reply["seconds"][phase] for reply in replies) for phase in replies[0]["seconds"]}
-                return Resident(recipe, lora_id, slowest, replies[0]["nbytes"])
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, longest)
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
         replies: list[Any] = await self._client.collective_rpc(method, args=args)
@@ -119,11 +142,21 @@ def _job(recipe: Recipe, lora_id: int) -> Job:
     )
 
 
-def _error_of(reply: dict[str, Any]) -> LoramixError:
-    """What a worker reported as failed, as the error it was there."""
-    match reply["kind"]:
+def _resident(recipe: Recipe, lora_id: int, reports: list[Report], nbytes: int) -> Resident:
+    """What the workers report of a merge that all of them have done: each phase as long as the slowest took."""
+    seconds = {phase: max(report["seconds"][phase] for report in reports) for phase in reports[0]["seconds"]}
+    return Resident(recipe, lora_id, seconds, nbytes, reports[0]["tiers"], reports[0]["used_bytes"])
+
+
+def _error_of(fault: Fault | None) -> LoramixError:
+    """What a worker reported, as the error it was there."""
+    if fault is None:
+        return LoramixError("the merge was dropped")
+    match fault["kind"]:
         case "AdapterError":
-            return AdapterError(reply["message"])
+            return AdapterError(fault["message"])
         case "RecipeError":
-            return RecipeError(reply["message"], reply["param"])
-    return LoramixError(f"the merge failed: {reply['message']}")
+            return RecipeError(fault["message"], fault["param"] or "adapters")
+        case kind if kind == OUT_OF_MEMORY:
+            return OutOfMemoryError("the device has no memory left for this merge; try again shortly, or with fewer adapters")
+    return LoramixError(f"the merge failed: {fault['message']}")

@@ -7,10 +7,12 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import uvloop
+from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from merging.errors import nearest
 from server.errors import ConfigError
+from server.tuning import FOLDER as TUNED
 
 # vLLM's LoRA kernels are built for these ranks.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -24,7 +26,13 @@ def legal_rank(rank: int) -> int:
     return next(legal for legal in RANKS if legal >= rank)
 
 
-def serve(model: str, defaults: Mapping[str, Sequence[str]], options: Sequence[str], own_options: Sequence[str]) -> None:
+def serve(
+    model: str,
+    defaults: Mapping[str, Sequence[str]],
+    options: Sequence[str],
+    own_options: Sequence[str],
+    adapter_gpu_bytes: int,
+) -> None:
     """Run vLLM's OpenAI server with loramix in it, until it is told to stop.
 
     Args:
@@ -32,14 +40,20 @@ def serve(model: str, defaults: Mapping[str, Sequence[str]], options: Sequence[s
         defaults: vLLM's options with their values, for those that `options` does not have.
         options: vLLM's own options, as on its command line.
         own_options: names of loramix's options, to suggest one for a name that neither has.
+        adapter_gpu_bytes: of each GPU's memory, to be left to the adapter store.
 
     Raises:
-        ConfigError: for an option that vLLM does not have, or one that loramix sets itself.
+        ConfigError: for an option that vLLM does not have, or one that loramix sets itself; where no memory is left to vLLM.
     """
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, "loramix"]))
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own command does
     args = _parse(model, defaults, options, own_options)
+    _leave_memory(args, adapter_gpu_bytes)
+    if current_platform.is_cuda():
+        os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")  # LoRA beside the base layer: benchmarks/README.md
+        if any(TUNED.glob("*.json")):
+            os.environ.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(TUNED))
     entry = import_module(_first("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server"))
     uvloop.run(entry.run_server(args))
 
@@ -64,6 +78,20 @@ def _parse(
     args.max_cpu_loras = args.max_loras  # loramix owns the slots: what is registered is active
     cli_args.validate_parsed_serve_args(args)
     return args  # type: ignore[no-any-return]
+
+
+def _leave_memory(args: argparse.Namespace, adapter_gpu_bytes: int) -> None:
+    """Have vLLM size its KV cache for a GPU that is smaller by what the adapter store will take."""
+    if not current_platform.is_cuda():
+        return
+    total = current_platform.get_device_total_memory()  # asks NVML; a CUDA context here would hinder the workers
+    left = args.gpu_memory_utilization - adapter_gpu_bytes / total
+    if left <= 0:
+        raise ConfigError(
+            f"--adapter-gpu-gib {adapter_gpu_bytes / 2**30:g} leaves nothing of --gpu-memory-utilization "
+            f"{args.gpu_memory_utilization:g} ({total / 2**30:.0f} GiB in all); use less"
+        )
+    args.gpu_memory_utilization = left
 
 
 def _first(*modules: str) -> str:

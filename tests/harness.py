@@ -25,7 +25,10 @@ def tiny_adapter(rank: int, seed: int, modules: dict[str, tuple[int, int]] = MOD
 
 
 class FakeEngine:
-    """Builds finish when the test lets them, unless `hold` is off; remembers everything it was asked."""
+    """Builds finish when the test lets them, unless `hold` is off; remembers everything it was asked.
+
+    A build that is cancelled keeps its slot until the test lets it go, as a worker's thread does.
+    """
 
     def __init__(self, slots: int, hold: bool = False) -> None:
         self.free = slots
@@ -34,6 +37,7 @@ class FakeEngine:
         self.slots: dict[int, str] = {}  # content key by LoRA id
         self.gates: dict[str, asyncio.Future[None]] = {}
         self.failures: dict[str, BaseException] = {}
+        self.dropped: list[asyncio.Future[None]] = []  # builds that were cancelled and have not let go of their slot
 
     @property
     def resident(self) -> set[str]:
@@ -42,20 +46,28 @@ class FakeEngine:
     async def build(self, recipe: Recipe, victim: Resident | None) -> Resident:
         self.built.append(recipe.name)
         lora_id = len(self.built)
-        if self.hold:
-            await self.gates.setdefault(recipe.key, asyncio.get_running_loop().create_future())
-        if recipe.key in self.failures:
-            raise self.failures.pop(recipe.key)
         if victim is not None:
-            await self.evict(victim)
+            del self.slots[victim.lora_id]
+            self.free += 1
         assert self.free > 0, "the composer built into a full engine"
         self.free -= 1
+        try:
+            if self.hold:
+                await self.gates.setdefault(recipe.key, asyncio.get_running_loop().create_future())
+            if recipe.key in self.failures:
+                raise self.failures.pop(recipe.key)
+        except asyncio.CancelledError:
+            del self.gates[recipe.key]
+            self.dropped.append(asyncio.get_running_loop().create_future())
+            await self.dropped[-1]
+            self.free += 1
+            raise
+        except BaseException:
+            self.free += 1
+            raise
         self.slots[lora_id] = recipe.key
-        return Resident(recipe, lora_id, {"load": 0.0, "merge": 0.0, "commit": 0.0}, nbytes=100)
-
-    async def evict(self, resident: Resident) -> None:
-        del self.slots[resident.lora_id]
-        self.free += 1
+        seconds = {"commit": 0.001 * lora_id, "load": 0.0, "merge": 0.0}
+        return Resident(recipe, lora_id, seconds, 100, {"host": 2, "disk": 1}, {"host": 1000 * lora_id})
 
     def finish(self, recipe: Recipe) -> None:
         self.gates.pop(recipe.key).set_result(None)

@@ -4,7 +4,7 @@ A part raises TrafficError where a server does not answer as it must; figures it
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.serving.bench import Bench
@@ -216,16 +216,21 @@ TRIALS = (
 PARTS = tuple(dict.fromkeys(trial.part for trial in TRIALS))
 
 
-def waves(trials: list[Trial], at_once: int) -> list[list[Trial]]:
-    """Trials in groups whose servers, all started at once, are at most `at_once` (a trial's own servers always fit)."""
+def waves(trials: list[Trial], at_once: int, alike: Mapping[str, str]) -> list[list[Trial]]:
+    """Trials in groups whose servers, all started at once, are at most `at_once` (a trial's own servers always fit).
+
+    Args:
+        alike: for each setup the one that stands for it.
+    """
     groups: list[list[Trial]] = []
     servers: set[str] = set()
     for trial in trials:
-        if not groups or len(servers | set(trial.servers)) > at_once:
+        needed = {alike[name] for name in trial.servers}
+        if not groups or len(servers | needed) > at_once:
             groups.append([])
             servers = set()
         groups[-1].append(trial)
-        servers |= set(trial.servers)
+        servers |= needed
     return groups
 
 

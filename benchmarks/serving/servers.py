@@ -42,8 +42,8 @@ SETUPS = {
     "loramix-2": Setup("loramix", ranks=2),
     "loramix-4": Setup("loramix", ranks=4),
     "base": Setup("bare", tuned=False, environment={}),
-    "lora": Setup("vllm", tuned=False, environment=_SINGLE),
     "lora_dual": Setup("vllm", tuned=False),
+    "lora": Setup("vllm", tuned=False, environment=_SINGLE),
     "lora_tuned": Setup("vllm", environment=_SINGLE),
     "lora_dual_tuned": Setup("vllm"),
     "lora_dual_tuned_specialized": Setup("vllm", options=("--specialize-active-lora",)),
@@ -85,6 +85,14 @@ class Machine:
             words += ["--enable-lora", "--max-cpu-loras", str(scale.slots), "--lora-target-modules", *targets]
             words += ["--lora-modules", *(f"v{i}={stage.merged / f'v{i}'}" for i in range(scale.voices))]
         return [*words, *setup.options]
+
+    def alike(self, stage: Stage, scale: Scale) -> dict[str, str]:
+        """For each setup the first that is started in the same way; one server does for both."""
+        first: dict[str, str] = {}
+        return {
+            name: first.setdefault(repr((self.command(setup, stage, scale), self.environment(setup))), name)
+            for name, setup in SETUPS.items()
+        }
 
     def at_once(self, stage: Stage) -> int:
         """How many servers fit side by side: their weights in bfloat16 and 7 GiB each for all else; two on a CPU."""

@@ -1,17 +1,23 @@
 """`loramix inspect`: what adapters are, and whether and how they can be merged."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from merging import METHODS, LoraAdapter, MergeSpec, RecipeError, Term, check_rank, ranks
+from merging.layout import lay_out
 from merging.peft_folder import CONFIG
 from merging.report import norms
 from server.commands.recipes import Json, read_adapters
+
+_COLUMNS = ("rank", "alpha", "parameters", "dtype", "digest")
+_DIGEST_SHOWN = 12  # characters
 
 
 def inspect_command(
@@ -21,28 +27,11 @@ def inspect_command(
     """Print what adapters are: rank, alpha, targets, size, dtype, base, content, norms; and the methods that merge them."""
     read = read_adapters({str(path): path for path in adapters})
     facts = {name: _facts(name, adapter) for name, adapter in read.items()}
-    verdicts = {method: _verdict(method, read) for method in METHODS}
+    verdicts = _verdicts(read)
     if as_json:
         print(json.dumps({"adapters": facts, "methods": verdicts}, indent=1))
-        return
-    console = Console()
-    table = Table("adapter", "rank", "alpha", "targets", "parameters", "dtype", "base", "digest")
-    for name, fact in facts.items():
-        shown = [fact["rank"], fact["alpha"], " ".join(fact["targets"]), f"{fact['parameters']:,}", fact["dtype"], fact["base"]]
-        table.add_row(Path(name).name, *map(str, shown), fact["digest"][:12])
-    console.print(table)
-    kinds = sorted(set().union(*(fact["norms"] for fact in facts.values())))
-    table = Table("‖ΔW‖ (root mean square of modules)", *kinds)
-    for name, fact in facts.items():
-        table.add_row(Path(name).name, *(f"{fact['norms'][kind]:.3g}" if kind in fact["norms"] else "–" for kind in kinds))
-    console.print(table)
-    able = [method for method, verdict in verdicts.items() if verdict is None]
-    console.print(f"can be merged by: {', '.join(able) or 'no method'}")
-    for verdict in sorted({verdict for verdict in verdicts.values() if verdict}):
-        console.print(f"  [dim]{verdict}[/]")
-    bases = {fact["base"] for fact in facts.values()}
-    if len(bases) > 1:
-        console.print(f"[yellow]they say they were trained on different base models: {', '.join(sorted(map(str, bases)))}[/]")
+    else:
+        _print(facts, verdicts)
 
 
 def _facts(name: str, adapter: LoraAdapter) -> dict[str, Any]:
@@ -61,24 +50,43 @@ def _facts(name: str, adapter: LoraAdapter) -> dict[str, Any]:
     }
 
 
-def _verdict(method: str, adapters: dict[str, LoraAdapter]) -> str | None:
-    """Why a method cannot merge the adapters, None if it can."""
-    try:
-        spec = MergeSpec.create(method, [Term(name) for name in adapters])
-        check_rank(spec, {name: ranks(adapter) for name, adapter in adapters.items()})
-        check_shapes(adapters)
-    except RecipeError as error:
-        return str(error)
-    return None
+def _verdicts(adapters: Mapping[str, LoraAdapter]) -> dict[str, str | None]:
+    """Why each method cannot merge the adapters; None for those that can."""
+    terms = [Term(name) for name in adapters]
+    ranks_of = {name: ranks(adapter) for name, adapter in adapters.items()}
+    verdicts: dict[str, str | None] = {}
+    for method in METHODS:
+        try:
+            check_rank(MergeSpec.create(method, terms), ranks_of)
+            lay_out(list(adapters.values()), terms)  # of one shape in every module
+            verdicts[method] = None
+        except RecipeError as error:
+            verdicts[method] = str(error)
+    return verdicts
 
 
-def check_shapes(adapters: dict[str, LoraAdapter]) -> None:
-    shapes: dict[str, tuple[int, int]] = {}
-    for name, adapter in adapters.items():
-        for stack in adapter.stacks:
-            for module in stack.names:
-                shape = (stack.b_LRO.shape[2], stack.a_LRI.shape[2])
-                if shapes.setdefault(module, shape) != shape:
-                    raise RecipeError(
-                        f"{name} has {module} as {shape}, others as {shapes[module]}: different base models", "adapters"
-                    )
+def _print(facts: Mapping[str, Mapping[str, Any]], verdicts: Mapping[str, str | None]) -> None:
+    """Two tables, of a line an adapter and of a line a kind of module, then what can be done with them."""
+    console = Console()
+    table = Table("adapter", *_COLUMNS)
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for name, fact in facts.items():
+        shown = {**fact, "parameters": f"{fact['parameters']:,}", "digest": fact["digest"][:_DIGEST_SHOWN]}
+        table.add_row(_short(name), *(str(shown[column]) for column in _COLUMNS))
+    console.print(table)
+    table = Table("‖ΔW‖, root mean square", *map(_short, facts))
+    for kind in sorted(set().union(*(fact["targets"] for fact in facts.values()))):
+        table.add_row(kind, *(f"{fact['norms'][kind]:.3g}" if kind in fact["norms"] else "–" for fact in facts.values()))
+    console.print(table)
+    for base in sorted({str(fact["base"]) for fact in facts.values()}):
+        owners = [_short(name) for name, fact in facts.items() if str(fact["base"]) == base]
+        console.print(f"base model of {', '.join(owners)}: {escape(base)}", highlight=False)
+    able = [method for method, verdict in verdicts.items() if verdict is None]
+    console.print(f"can be merged by: {', '.join(able) or 'no method'}")
+    for verdict in sorted({verdict for verdict in verdicts.values() if verdict}):
+        console.print(f"  [dim]{escape(verdict)}[/]")
+
+
+def _short(name: str) -> str:
+    return escape(Path(name).name)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from merging import DTYPES, RecipeError, check_rank, merge, ranks, save_adapter
+from merging import DTYPES, RecipeError, merge, save_adapter
 from merging.errors import OutputError, nearest
+from merging.peft_folder import CONFIG
 from server.commands.recipes import Adapters, Device, Expression, Json, device_of, progress_bar, read_recipe
 
 
@@ -18,23 +18,23 @@ def merge_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist, unless with --force.")],
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help=f"Of the merged adapter: {', '.join(DTYPES)}.")] = "bfloat16",
-    force: Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists, in one step.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an adapter that stands there, in one step.")] = False,
     as_json: Json = False,
 ) -> None:
     """Merge adapters by a recipe, such as `lego-16(math*0.7+code)`, and write a PEFT folder that PEFT and vLLM load."""
     if dtype not in DTYPES:
         raise RecipeError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}", "dtype")
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists; choose another folder, or replace it with --force")
+    _check_place(out, force)
+    where = device_of(device)
     spec, sources = read_recipe(expression, adapters)
-    check_rank(spec, {name: ranks(adapter) for name, adapter in sources.items()})
     modules = len(set().union(*(adapter.modules for adapter in sources.values())))
     with progress_bar("Merging", modules) as advance:
-        merged = merge(sources, spec, device=device_of(device), dtype=DTYPES[dtype], progress=advance).to("cpu")
+        merged = merge(sources, spec, device=where, dtype=DTYPES[dtype], progress=advance).to("cpu")
     try:
-        save_adapter(merged, out, replace=force)
+        save_adapter(merged, out.resolve(), replace=force)
     except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error}); nothing was left there") from error
+        reason = error.strerror or error
+        raise OutputError(f"{out} cannot be written ({reason}); nothing was left there, choose another folder") from error
     summary = {
         "out": str(out), "method": spec.method.name, "modules": len(merged.modules), "rank": merged.rank,
         "dtype": dtype, "bytes": merged.nbytes, "digest": merged.digest,
@@ -42,4 +42,12 @@ def merge_command(
     if as_json:
         print(json.dumps(summary))
     else:
-        Console().print(f"{out}: rank {merged.rank}, {len(merged.modules)} modules, {dtype}, {merged.nbytes / 1e6:.1f} MB")
+        print(f"{out}: rank {merged.rank}, {len(merged.modules)} modules, {dtype}, {merged.nbytes / 1e6:.1f} MB")
+
+
+def _check_place(out: Path, force: bool) -> None:
+    """Before any work: nothing stands at `out`, or an adapter that may be replaced. Raises OutputError."""
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists; choose another folder, or replace it with --force")
+    if out.exists() and not (out / CONFIG).is_file():
+        raise OutputError(f"{out} is no adapter, which is all that --force replaces; choose another folder")

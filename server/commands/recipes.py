@@ -57,9 +57,14 @@ def read_adapters(paths: dict[str, Path]) -> dict[str, LoraAdapter]:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that is gone when the work is done; the function given takes how many more are done."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's stderr that is gone when the work is done; the function given takes how many more are done.
+
+    Args:
+        total: how many there are; None where nobody can tell.
+    """
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
 

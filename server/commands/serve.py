@@ -31,6 +31,9 @@ def serve(
     ] = False,
     merge_timeout: Annotated[float, typer.Option(help="Seconds that a request waits for its merge at most.")] = 30.0,
     adapter_host_gib: Annotated[float, typer.Option(help="Host memory for source adapters, in GiB.")] = 4.0,
+    adapter_gpu_gib: Annotated[
+        float, typer.Option(help="Memory of each GPU for source adapters, in GiB; taken from --gpu-memory-utilization.")
+    ] = 2.0,
 ) -> None:
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
@@ -46,6 +49,7 @@ def serve(
         skip_bad_adapters=skip_bad_adapters,
         merge_timeout=merge_timeout,
         adapter_host_gib=adapter_host_gib,
+        adapter_gpu_gib=adapter_gpu_gib,
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
@@ -57,7 +61,7 @@ def serve(
     if targets:
         defaults["--lora-target-modules"] = sorted(targets)
     own_options = [option for parameter in context.command.params for option in parameter.opts]
-    launch(model, defaults, context.args, own_options)
+    launch(model, defaults, context.args, own_options, settings.adapter_gpu_bytes)
 
 
 def _pairs(option: str, words: list[str] | None) -> dict[str, str]:

@@ -193,9 +193,12 @@ def test_a_client_that_leaves_mid_stream_gives_up_its_lease_and_the_engine_goes_
 
 def test_metrics_tell_what_happened(server: LiveServer, client: OpenAI) -> None:
     client.chat.completions.create(model="lego-3(all*0.21+attn)", messages=HELLO, max_tokens=1)
-    for phase in ("load", "merge", "commit"):
+    for phase in ("commit", "queue", "load", "copy", "merge"):
         assert server.metric("loramix_merge_seconds_count", method="lego", phase=phase) >= 1
-        assert server.metric("loramix_merge_seconds_sum", method="lego", phase=phase) > 0
+    assert server.metric("loramix_merge_seconds_sum", method="lego", phase="merge") > 0
+    assert server.metric("loramix_commit_seconds_max") > 0
+    assert server.metric("loramix_source_requests_total", tier="disk") >= 2
+    assert server.metric("loramix_source_bytes", tier="host") > 1e6
     assert server.metric("loramix_cache_requests_total", tier="device", result="miss") >= 1
     assert server.metric("loramix_resident_bytes") > 1e6
     assert server.metric("loramix_waiting_requests") == 0

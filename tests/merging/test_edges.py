@@ -7,7 +7,7 @@ from reference.tolerance import TOLERANCE, assert_agree, deltas
 
 from merging import METHODS, LoraAdapter, MergeSpec, RecipeError, Term, merge
 
-RANKED = ["lego", "svd"]  # methods that take a rank
+RANKED = ["core-ties", "iso", "lego", "svd", "tsv"]  # methods that take a rank
 
 
 @pytest.fixture(params=sorted(METHODS))

@@ -1,4 +1,4 @@
-"""Against PEFT itself: what it writes is read as it computes it, what we write it runs, and cat and linear are its own."""
+"""Against PEFT itself: what it writes is read as it computes it, what we write it runs, merges by its methods are its own."""
 
 import pytest
 import torch
@@ -46,23 +46,71 @@ def test_an_adapter_that_peft_saved_is_read_as_peft_computes_it(base, tmp_path, 
     assert_close(deltas(load_adapter(saved(model, "default", tmp_path))), peft_deltas(model, "default"))
 
 
-def pair(base, tmp_path, **second):
-    """Two adapters on one PEFT model, and the same two as loramix reads them."""
-    settings = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
-    configs = {"one": lora_config(**settings, lora_alpha=6), "two": lora_config(**{**settings, "lora_alpha": 16, **second})}
+def some(base, tmp_path, *settings):
+    """Adapters on one PEFT model, and the same as loramix reads them."""
+    common = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
+    names = ("one", "two", "three")[: len(settings)]
+    configs = {name: lora_config(**{**common, **own}) for name, own in zip(names, settings, strict=True)}
     model = with_adapters(base, configs)
     return model, [load_adapter(saved(model, name, tmp_path / name)) for name in configs]
 
 
-@pytest.mark.parametrize("weights", [(0.7, 0.3), (1, 1), (1.5, -0.5), (-0.4, -2), (2, 1e-2)])
-@pytest.mark.parametrize("method", ["cat", "linear", "svd"])
-def test_merges_are_pefts(base, tmp_path, method, weights):
+def pair(base, tmp_path, **second):
+    return some(base, tmp_path, {}, {"lora_alpha": 16, **second})
+
+
+PAIRS = [  # our method and options, PEFT's combination type and arguments
+    ("cat", {}, "cat", {}),
+    ("linear", {}, "linear", {}),
+    ("magnitude", {"density": 0.4}, "magnitude_prune", {"density": 0.4}),
+    ("ties", {"density": 0.4}, "ties", {"density": 0.4}),
+    ("ties", {"density": 0.7, "majority": "frequency"}, "ties", {"density": 0.7, "majority_sign_method": "frequency"}),
+    ("dare", {"density": 1}, "dare_linear", {"density": 1}),
+    ("dare", {"density": 1, "consensus": "ties"}, "dare_ties", {"density": 1}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The density 1 is greater than or equal to 1")  # PEFT's: it prunes nothing, as asked
+@pytest.mark.parametrize("weights", [(0.7, 0.3, 0.5), (1, 1, 1), (1.5, -0.5, 0.2), (-0.4, -2, -1), (2, 1e-2, -3)])
+@pytest.mark.parametrize(("method", "options", "theirs", "arguments"), PAIRS)
+def test_merges_are_pefts(base, tmp_path, method, options, theirs, arguments, weights):
+    """Weights of both signs need no adjusting: PEFT too puts √|w c| on both sides, the sign on A."""
+    model, adapters = some(base, tmp_path, {}, {"lora_alpha": 16}, {"lora_alpha": 2, "use_rslora": True})
+    model.add_weighted_adapter(list(model.peft_config), list(weights), "merged", combination_type=theirs, **arguments)
+    ours = merge_terms(method, list(zip(adapters, weights, strict=True)), options)
+    assert_close(deltas(ours), peft_deltas(model, "merged"))
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.5, -0.5), (-0.4, -2)])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_svd_is_as_near_to_the_sum_as_pefts(base, tmp_path, rank, weights):
+    """By optimality: singular vectors are unique up to signs only, and not even that where values are equal."""
     model, adapters = pair(base, tmp_path)
-    options = {"svd_rank": 3} if method == "svd" else {}
-    model.add_weighted_adapter(["one", "two"], list(weights), "merged", combination_type=method, **options)
-    ours = merge_terms(method, list(zip(adapters, weights, strict=True)), {"rank": 3} if method == "svd" else {})
-    # PEFT's own factors are float32; an SVD is unique as a matrix, if not in its factors.
-    assert_close(deltas(ours), peft_deltas(model, "merged"), 1e-4 if method == "svd" else 2e-6)
+    model.add_weighted_adapter(["one", "two"], list(weights), "merged", combination_type="svd", svd_rank=rank)
+    terms = list(zip(adapters, weights, strict=True))
+    sums, theirs = deltas(merge_terms("cat", terms)), peft_deltas(model, "merged")
+    for name, ours in deltas(merge_terms("svd", terms, {"rank": rank})).items():
+        size, nearest = torch.linalg.norm(sums[name]), torch.linalg.norm(sums[name] - theirs[name])
+        assert abs(torch.linalg.norm(sums[name] - ours) - nearest) <= 1e-5 * size
+        assert torch.linalg.norm(ours - theirs[name]) <= 1e-4 * size
+
+
+def test_dare_is_spread_as_pefts(base, tmp_path):
+    """Other random numbers, the same distribution: mean and mean square of ΔW over many seeds."""
+    model, adapters = pair(base, tmp_path)
+    name = "model.layers.0.self_attn.q_proj"
+    ours, theirs = [], []
+    for seed in range(150):
+        merged = merge_terms("dare", [(adapters[0], 0.7), (adapters[1], -0.4)], {"density": 0.5, "seed": seed})
+        ours.append(merged.modules[name].delta())
+        torch.manual_seed(seed)
+        model.add_weighted_adapter(["one", "two"], [0.7, -0.4], "merged", combination_type="dare_linear", density=0.5)
+        theirs.append(peft_deltas(model, "merged")[name])
+        model.delete_adapter("merged")
+    ours, theirs = torch.stack(ours), torch.stack(theirs)
+    spread = torch.linalg.norm(theirs.std(dim=0)) * (2 / 150) ** 0.5  # of the difference of two means
+    assert torch.linalg.norm(ours.mean(dim=0) - theirs.mean(dim=0)) < 1.5 * spread
+    assert float(ours.square().sum()) == pytest.approx(float(theirs.square().sum()), rel=0.2)
 
 
 def test_cat_of_unequal_ranks_and_modules_is_pefts(base, tmp_path):

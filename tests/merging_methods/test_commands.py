@@ -131,7 +131,7 @@ def ended(monkeypatch, capsys, *words):
         (["merge", '{"adapters": [{"name": "math", "wieght": 1}]}', "--out", "new"], "wieght"),
         (["merge", '{"adapters": [}', "--out", "new"], "the recipe is no JSON"),
         (["merge", "cat(math+other)", "--out", "new"], f"shape of {Q}.*different base models"),
-        (["merge", "cat(math)", "--out", "adapters/math"], "adapters/math exists; choose another folder, or replace it with --force"),
+        (["merge", "cat(math)", "--out", "adapters/math"], "adapters/math exists; choose another.*--force"),
         (["merge", "cat(math)", "--out", "new", "--dtype", "float61"], "did you mean 'float16'"),
         (["merge", "cat(math)", "--out", "new", "--device", "gpu"], "device 'gpu' cannot be used here.*use cpu"),
         (["merge", "cat(math)", "--out", "/proc/new"], "/proc/new cannot be written.*choose another folder"),
@@ -206,10 +206,9 @@ def test_explain_prints_each_kind_and_layer(folder):
     printed = run(folder, "explain", "lego(math+style)")
     for words in ("q_proj", "up_proj", "down_proj", "layer 0", "layer 1", "all"):
         assert words in printed
-    overall = printed.partition(" all ")[2]
+    overall = " ".join(printed.partition(" all ")[2].replace("│", " ").split())
     for name in ("math", "style"):
-        values = " │ ".join(f"{value:.2f}".ljust(6) for value in told["total"][name].values())
-        assert f"{name.ljust(7)} │ {values}".rstrip() in overall, printed
+        assert " ".join([name, *(f"{value:.2f}" for value in told["total"][name].values())]) in overall
 
 
 def test_explain_of_an_exact_sum_keeps_everything(folder):

@@ -52,7 +52,9 @@ def ties(terms: Terms, density: float, majority: str = "total") -> Tensor:
     return b @ a
 
 
-def dare(terms: Terms, density: float, module: str, *, seed: int = 0, consensus: str = "linear", majority: str = "total") -> Tensor:
+def dare(
+    terms: Terms, density: float, module: str, *, seed: int = 0, consensus: str = "linear", majority: str = "total"
+) -> Tensor:
     """The terms in the order of their digests, as a merge takes them: masks depend on an adapter's place in it."""
     factors = []
     for name, (parts, weights) in zip("AB", sides(terms), strict=True):

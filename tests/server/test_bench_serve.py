@@ -136,11 +136,13 @@ def test_a_timeline_keeps_the_longest_gap_of_each_step() -> None:
 
 def test_waves_keep_the_order_and_never_start_more_than_fit() -> None:
     trials = [Trial("p", servers, print) for servers in (("a",), ("a", "b"), ("c",), ("b",), ("d",), ("e", "f"))]
-    groups = waves(trials, 3)
+    own = {name: name for name in "abcdef"}
+    groups = waves(trials, 3, own)
     assert list(itertools.chain(*groups)) == trials
     assert [len({name for trial in group for name in trial.servers}) for group in groups] == [3, 3]
-    assert len(waves(trials, 6)) == 1
-    assert [len(group) for group in waves(trials, 1)] == [1] * 6
+    assert len(waves(trials, 6, own)) == 1
+    assert [len(group) for group in waves(trials, 1, own)] == [1] * 6
+    assert len(waves(trials, 3, own | {"e": "a", "f": "b", "d": "c"})) == 1, "servers that are alike count once"
 
 
 def test_every_trial_names_servers_of_the_table_and_every_server_is_measured() -> None:

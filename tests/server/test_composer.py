@@ -9,7 +9,7 @@ from harness import Harness
 
 from merging import AdapterError
 from server.composer import Lease
-from server.errors import BusyError
+from server.errors import BusyError, OutOfMemoryError
 
 MakeHarness = Callable[..., Harness]
 
@@ -88,7 +88,6 @@ async def test_what_is_asked_for_while_it_leaves_its_slot_is_built_anew(make_har
     await settle()
     harness.engine.finish(harness.recipe("math"))
     assert (await again).tier == "merged"
-    assert sorted(harness.engine.slots.values()).count(harness.recipe("math").key) == 2  # the old one, and the new
     harness.engine.finish(harness.recipe("style"))
     await replacing
     assert harness.engine.slots == {4: harness.recipe("math").key, 3: harness.recipe("style").key}
@@ -157,23 +156,97 @@ async def test_a_wait_that_is_too_long_ends_with_busy_and_leaves_no_lease(make_h
     assert harness.metric("loramix_leases") == 1
     holder.release()
     await settle()
-    assert harness.engine.resident == {harness.recipe("code").key}  # the build went on, for the next who asks
+    assert harness.engine.built == [harness.recipe("math").name]  # nobody waits for code any more
+    (await harness.composer.ensure(harness.recipe("code"))).release()
+    assert harness.engine.resident == {harness.recipe("code").key}
 
 
-async def test_a_finished_build_that_nobody_waits_for_any_more_gives_way_to_the_next_in_line(make_harness: MakeHarness) -> None:
+async def test_a_build_that_nobody_waits_for_any_more_is_dropped(make_harness: MakeHarness) -> None:
     harness = make_harness(slots=1, hold=True)
     left, next_in_line = harness.recipe("math"), harness.recipe("code")
-    leaving = asyncio.create_task(harness.composer.ensure(left))
+    leaving = [asyncio.create_task(harness.composer.ensure(left)) for _ in range(2)]
     await settle()
     waiting = asyncio.create_task(harness.composer.ensure(next_in_line))
     await settle()
-    leaving.cancel()
+    leaving[0].cancel()
     await settle()
-    harness.engine.finish(left)
+    assert not harness.engine.dropped  # one still waits
+    leaving[1].cancel()
+    await settle()
+    assert len(harness.engine.dropped) == 1
+    assert harness.engine.built == [left.name]  # the worker still writes the slot
+    harness.engine.dropped[0].set_result(None)
     await settle()
     harness.engine.finish(next_in_line)
     assert (await waiting).key == next_in_line.key
+    assert harness.metric("loramix_merges_total", method="cat", outcome="dropped") == 1
+    assert harness.metric("loramix_merges_total", method="cat", outcome="error") == 0
     assert harness.metric("loramix_leases") == 1
+
+
+async def test_what_is_asked_for_while_its_dropped_build_lets_go_is_built_anew(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=2, hold=True)
+    recipe = harness.recipe("math")
+    leaving = asyncio.create_task(harness.composer.ensure(recipe))
+    await settle()
+    leaving.cancel()
+    await settle()
+    again = asyncio.create_task(harness.composer.ensure(recipe))
+    await settle()
+    harness.engine.finish(recipe)
+    assert (await again).tier == "merged"
+    harness.engine.dropped[0].set_result(None)
+    await settle()
+    assert harness.engine.slots == {2: recipe.key}
+    assert (await harness.composer.ensure(recipe)).tier == "device"  # the end of the old build took nothing away
+
+
+async def test_one_who_leaves_the_line_for_a_slot_takes_none(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1)
+    holder = await harness.composer.ensure(harness.recipe("math"))
+    leaving, staying = (asyncio.create_task(harness.composer.ensure(harness.recipe(name))) for name in ("code", "style"))
+    await settle()
+    leaving.cancel()
+    await settle()
+    holder.release()
+    assert (await staying).key == harness.recipe("style").key
+
+
+async def test_one_who_leaves_as_its_turn_comes_hands_the_slot_on(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1)
+    holder = await harness.composer.ensure(harness.recipe("math"))
+    leaving, staying = (asyncio.create_task(harness.composer.ensure(harness.recipe(name))) for name in ("code", "style"))
+    await settle()
+    entry = harness.composer._entries[harness.recipe("code").key]
+    holder.release()  # code has the slot of math now, and has not run since
+    entry.build.cancel()
+    leaving.cancel()
+    assert (await staying).key == harness.recipe("style").key
+    assert harness.engine.built == [harness.recipe("math").name, harness.recipe("style").name]
+    assert harness.engine.resident == {harness.recipe("style").key}
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+
+
+async def test_a_merge_without_memory_is_busy_and_counted(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1)
+    recipe = harness.recipe("math")
+    harness.engine.failures[recipe.key] = OutOfMemoryError("no memory left")
+    with pytest.raises(BusyError, match="no memory left"):
+        await harness.composer.ensure(recipe)
+    assert harness.metric("loramix_merges_total", method="cat", outcome="oom") == 1
+    assert (await harness.composer.ensure(recipe)).tier == "merged"
+
+
+async def test_builds_tell_where_their_sources_were_and_the_longest_commit(make_harness: MakeHarness) -> None:
+    harness = make_harness(slots=1)
+    for name in ("math", "code", "style"):
+        (await harness.composer.ensure(harness.recipe(name))).release()
+    assert harness.metric("loramix_source_requests_total", tier="host") == 6
+    assert harness.metric("loramix_source_requests_total", tier="disk") == 3
+    assert harness.metric("loramix_source_bytes", tier="host") == 3000
+    assert harness.metric("loramix_commit_seconds_max") == 0.003
+    assert harness.metric("loramix_merge_seconds_count", method="cat", phase="commit") == 3
 
 
 async def test_a_cancelled_request_does_not_cancel_the_build_of_the_others(make_harness: MakeHarness) -> None:

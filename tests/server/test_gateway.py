@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from harness import Harness
 
+from server.errors import OutOfMemoryError
 from server.gateway import Gateway
 from server.grammar import parse_expression
 from server.service import Service
@@ -156,9 +157,20 @@ async def test_a_server_without_a_free_slot_says_when_to_try_again(make_app: Mak
     lease.release()
 
 
+async def test_a_merge_without_memory_says_when_to_try_again_and_others_are_served(make_app: MakeApp) -> None:
+    app, harness = make_app()
+    harness.engine.failures[harness.recipe("math").key] = OutOfMemoryError("the device has no memory left for this merge")
+    async with client_of(app) as client:
+        response = await client.post("/v1/chat/completions", json={"model": "math"})
+        assert (await client.post("/v1/chat/completions", json={"model": "code"})).status_code == 200
+    assert response.status_code == response.json()["error"]["code"] == 503
+    assert "no memory left" in response.json()["error"]["message"]
+    assert int(response.headers["retry-after"]) >= 1
+
+
 async def test_a_failed_merge_is_answered_and_leaves_no_lease(make_app: MakeApp) -> None:
     app, harness = make_app()
-    harness.engine.failures[harness.recipe("math").key] = MemoryError("out of memory")
+    harness.engine.failures[harness.recipe("math").key] = RuntimeError("unheard of")
     async with client_of(app) as client:
         assert (await client.post("/v1/chat/completions", json={"model": "math"})).status_code == 500
     assert harness.metric("loramix_leases") == 0
@@ -211,7 +223,8 @@ async def test_a_client_that_leaves_while_its_adapter_is_merged_leaves_no_lease(
     await asyncio.wait_for(connection.task, 1)
     assert harness.metric("loramix_leases") == harness.metric("loramix_waiting_requests") == 0
     assert connection.sent == []
-    harness.engine.finish(harness.recipe("math"))
+    (dropped,) = harness.engine.dropped  # the merge goes with the only one who waited for it
+    dropped.set_result(None)
     await settle()
 
 

@@ -1,21 +1,80 @@
-"""The merger: jobs on helper threads, sources kept by content, and nothing served that is not what was checked."""
+"""The merger: merges on helper threads straight into given room, reported by the thread that ran them, whatever happens."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
 
 import pytest
 import torch
-from harness import tiny_adapter
+from harness import MODULES, tiny_adapter
 
-from merging import AdapterError, LoraAdapter, MergeSpec, Term, load_adapter, merge, save_adapter
-from server.merger import Built, Job, Merger
+from merging import LoraAdapter, MergeSpec, Room, Rooms, Term, load_adapter, merge, merge_into, save_adapter
+from server import merger as merger_module
+from server.errors import BusyError
+from server.merger import Job, Merger
+from server.reports import Report
+from server.store import AdapterStore
+
+RANK = 16  # of the rooms
+CPU = torch.device("cpu")
+
+
+class Bench:
+    """A merger, and what it reports."""
+
+    def __init__(self, host_bytes: int = 1 << 20) -> None:
+        self.reports: SimpleQueue[Report] = SimpleQueue()
+        self.merger = Merger(CPU, "bfloat16", AdapterStore(CPU, host_bytes, 0), self.reports.put)
+
+    def begin(self, job: Job, rooms: Rooms | None = None) -> Rooms:
+        rooms = rooms or used_rooms()
+        self.merger.begin(job, rooms, time.perf_counter())
+        return rooms
+
+    def next(self) -> Report:
+        return self.reports.get(timeout=10)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, Path]:
     for seed, name in enumerate(["math", "code"]):
         save_adapter(tiny_adapter(4, seed), tmp_path / name)
-    return {name: tmp_path / name for name in ("math", "code")}
+    part = {name: MODULES[name] for name in list(MODULES)[:1]}
+    save_adapter(tiny_adapter(2, 5, part), tmp_path / "part")
+    return {name: tmp_path / name for name in ("math", "code", "part")}
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
+    """(merging has begun, merging may go on) for every merge from then on."""
+    begun, go_on = Event(), Event()
+
+    def gated(*args: Any) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        merge_into(*args)
+
+    monkeypatch.setattr(merger_module, "merge_into", gated)
+    yield begun, go_on
+    go_on.set()
+
+
+def used_rooms() -> Rooms:
+    """Rooms for all modules with something of the last merge in them."""
+    return Rooms(
+        {
+            name: Room(torch.full((RANK, d_in), 7.0).bfloat16(), torch.full((d_out, RANK), 7.0).bfloat16())
+            for name, (d_out, d_in) in MODULES.items()
+        }
+    )
 
 
 def job_of(folders: dict[str, Path], lora_id: int = 1, method: str = "cat", **weights: float | dict[str, float]) -> Job:
@@ -23,84 +82,178 @@ def job_of(folders: dict[str, Path], lora_id: int = 1, method: str = "cat", **we
     return Job(lora_id=lora_id, method=method, options={}, terms=terms)
 
 
-def merger(host_bytes: int = 1 << 20) -> Merger:
-    return Merger(torch.device("cpu"), "bfloat16", host_bytes)
-
-
-def wait(merger: Merger, lora_id: int) -> Built:
-    for _ in range(500):
-        if (built := merger.poll(lora_id)) is not None:
-            return built
-        time.sleep(0.01)
-    raise AssertionError("the merge did not end")
-
-
 def offline(folders: dict[str, Path], method: str, *terms: Term) -> LoraAdapter:
     return merge({name: load_adapter(folder) for name, folder in folders.items()}, MergeSpec.create(method, terms))
 
 
-def test_a_job_gives_the_bytes_of_the_same_merge_offline(folders: dict[str, Path]) -> None:
-    worker = merger()
-    worker.begin(job_of(folders, 7, "lego", math=0.5, code=-1.0))
-    built = wait(worker, 7)
-    assert built.adapter.digest == offline(folders, "lego", Term("math", 0.5), Term("code", -1.0)).digest
-    assert set(built.seconds) == {"load", "merge"}
+def holds(rooms: Rooms, merged: LoraAdapter) -> bool:
+    """Whether the rooms have the bytes of a merged adapter, and zeros elsewhere."""
+    for name, room in rooms.items():
+        a_KI, b_OK = torch.zeros_like(room.a_KI), torch.zeros_like(room.b_OK)
+        if name in merged.modules:
+            module = merged.modules[name]
+            a_KI[: module.rank], b_OK[:, : module.rank] = module.a, module.b
+        if not (torch.equal(room.a_KI, a_KI) and torch.equal(room.b_OK, b_OK)):
+            return False
+    return True
 
 
-def test_weights_by_module_reach_the_merge(folders: dict[str, Path]) -> None:
-    worker = merger()
+def test_a_job_gives_the_bytes_of_the_same_merge_offline(bench: Bench, folders: dict[str, Path]) -> None:
+    rooms = bench.begin(job_of(folders, 7, "lego", math=0.5, code=-1.0))
+    report = bench.next()
+    assert (report["lora_id"], report["state"], report["fault"]) == (7, "done", None)
+    assert set(report["seconds"]) == {"commit", "queue", "load", "copy", "merge"}
+    assert report["tiers"] == {"disk": 2}
+    assert report["used_bytes"]["host"] > 0
+    assert holds(rooms, offline(folders, "lego", Term("math", 0.5), Term("code", -1.0)))
+
+
+def test_weights_by_module_reach_the_merge(bench: Bench, folders: dict[str, Path]) -> None:
     weights = {"*.q_proj": 0.25, "*": 2.0}
-    worker.begin(job_of(folders, 1, "cat", math=weights, code=1.0))
-    assert wait(worker, 1).adapter.digest == offline(folders, "cat", Term.of("math", weights), Term("code")).digest
+    rooms = bench.begin(job_of(folders, 1, "cat", math=weights, code=1.0))
+    bench.next()
+    assert holds(rooms, offline(folders, "cat", Term.of("math", weights), Term("code")))
 
 
-def test_sources_are_read_once_while_they_fit(folders: dict[str, Path]) -> None:
-    job = job_of(folders, 1, math=1.0, code=1.0)
-    worker = merger()
-    worker.begin(job)
-    wait(worker, 1)
+def test_room_that_a_recipe_does_not_touch_becomes_zeros(bench: Bench, folders: dict[str, Path]) -> None:
+    rooms = bench.begin(job_of(folders, 1, part=1.0))
+    bench.next()
+    assert holds(rooms, offline(folders, "cat", Term("part")))
+
+
+def test_sources_are_read_once_while_they_fit(bench: Bench, folders: dict[str, Path]) -> None:
+    first, second = (job_of(folders, lora_id, math=1.0, code=float(lora_id)) for lora_id in (1, 2))
+    bench.begin(first)
+    bench.next()
     for folder in folders.values():
         (folder / "adapter_model.safetensors").unlink()
-    assert worker.rebuild(1) is not None  # needs no disk
+    bench.begin(second)
+    assert (report := bench.next())["state"] == "done"
+    assert report["tiers"] == {"host": 2}
 
 
-def test_a_cache_too_small_for_a_source_reads_it_again(folders: dict[str, Path]) -> None:
-    worker = merger(host_bytes=1)
-    worker.begin(job_of(folders, 1, math=1.0))
-    first = wait(worker, 1).adapter.digest
-    again = worker.rebuild(1)
-    assert again is not None
-    assert again.digest == first
-    (folders["math"] / "adapter_model.safetensors").unlink()
-    with pytest.raises(AdapterError, match="is missing"):
-        worker.rebuild(1)
+def test_begin_returns_at_once_and_merges_overlap(bench: Bench, folders: dict[str, Path], gate: tuple[Event, Event]) -> None:
+    begun, go_on = gate
+    bench.begin(job_of(folders, 1, math=1.0))
+    assert begun.wait(10)
+    begun.clear()
+    bench.begin(job_of(folders, 2, code=1.0))
+    assert begun.wait(10)
+    assert bench.reports.empty()
+    go_on.set()
+    assert {bench.next()["lora_id"], bench.next()["lora_id"]} == {1, 2}
 
 
-def test_a_folder_that_changed_since_it_was_checked_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_that_changed_since_it_was_checked_is_refused(bench: Bench, folders: dict[str, Path], tmp_path: Path) -> None:
     job = job_of(folders, 1, math=1.0)
     save_adapter(tiny_adapter(4, seed=99), tmp_path / "other")
     (tmp_path / "other" / "adapter_model.safetensors").rename(folders["math"] / "adapter_model.safetensors")
-    worker = merger()
-    worker.begin(job)
-    with pytest.raises(AdapterError, match=r"'math' .* has changed since it was checked"):
-        wait(worker, 1)
+    bench.begin(job)
+    report = bench.next()
+    assert report["state"] == "failed"
+    assert report["fault"] is not None
+    assert report["fault"]["kind"] == "AdapterError"
+    assert "'math'" in report["fault"]["message"]
+    assert "has changed since it was checked" in report["fault"]["message"]
 
 
-def test_a_failed_job_fails_alone_and_may_be_tried_again(folders: dict[str, Path]) -> None:
+def test_a_failed_job_fails_alone_and_may_be_tried_again(bench: Bench, folders: dict[str, Path]) -> None:
     weights = folders["math"] / "adapter_model.safetensors"
-    job, content = job_of(folders, 1, math=1.0), weights.read_bytes()
+    job, other, content = job_of(folders, 1, math=1.0), job_of(folders, 2, code=1.0), weights.read_bytes()
     weights.unlink()
-    worker = merger()
-    worker.begin(job)
-    worker.begin(job_of(folders, 2, code=1.0))
-    with pytest.raises(AdapterError):
-        wait(worker, 1)
-    wait(worker, 2)
-    worker.drop(1)
+    bench.begin(job)
+    bench.begin(other)
+    assert {(report["lora_id"], report["state"]) for report in (bench.next(), bench.next())} == {(1, "failed"), (2, "done")}
     weights.write_bytes(content)
-    worker.begin(job)
-    wait(worker, 1)
+    bench.begin(job)
+    assert bench.next()["state"] == "done"
 
 
-def test_what_was_never_asked_for_cannot_be_rebuilt() -> None:
-    assert merger().rebuild(5) is None
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemory", "CUDA out of memory"),
+        (MemoryError("no"), "OutOfMemory", "no"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError", "ZeroDivisionError: by zero"),
+        (BusyError("busy"), "BusyError", "busy"),
+    ],
+)
+def test_whatever_a_merge_raises_is_reported_and_the_next_one_goes_on(
+    bench: Bench, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str, message: str
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merger_module, "merge_into", fail)
+        for lora_id in (1, 2, 3):  # more than there are threads
+            bench.begin(job_of(folders, lora_id, math=1.0))
+            report = bench.next()
+            assert (report["state"], report["fault"]) == ("failed", {"kind": kind, "message": message, "param": None})
+    bench.begin(job_of(folders, 4, math=1.0))
+    assert bench.next()["state"] == "done"
+
+
+def test_a_dropped_merge_ends_before_its_next_phase(bench: Bench, folders: dict[str, Path], gate: tuple[Event, Event]) -> None:
+    begun, go_on = gate
+    for lora_id in (1, 2):  # both threads are at work
+        bench.begin(job_of(folders, lora_id, math=1.0))
+    assert begun.wait(10)
+    rooms = bench.begin(job_of(folders, 3, code=1.0))
+    bench.merger.drop(3)
+    bench.merger.drop(99)  # never begun
+    go_on.set()
+    reports = {report["lora_id"]: report for report in (bench.next(), bench.next(), bench.next())}
+    assert [reports[lora_id]["state"] for lora_id in (1, 2, 3)] == ["done", "done", "dropped"]
+    assert reports[3]["tiers"] == {}  # it has not read its source
+    assert all((room.a_KI == 7).all() for room in rooms.values())
+
+
+def test_a_merge_that_is_dropped_while_it_reads_is_not_merged(
+    bench: Bench, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(folder: str) -> LoraAdapter:
+        bench.merger.drop(1)
+        return load_adapter(folder)
+
+    monkeypatch.setattr("server.reader.load_adapter", load)
+    rooms = bench.begin(job_of(folders, 1, math=1.0))
+    report = bench.next()
+    assert (report["state"], report["tiers"]) == ("dropped", {"disk": 1})
+    assert all((room.a_KI == 7).all() for room in rooms.values())
+
+
+def test_a_slot_is_let_go_before_the_report_and_not_before_the_last_write(
+    folders: dict[str, Path], gate: tuple[Event, Event]
+) -> None:
+    begun, go_on = gate
+    bench = Bench()
+
+    def report(report: Report) -> None:
+        bench.merger.wait(report["lora_id"])  # for ever, were the slot still in its hands
+        bench.reports.put(report)
+
+    bench.merger._report = report
+    rooms = bench.begin(job_of(folders, 1, math=1.0))
+    assert begun.wait(10)
+    bench.merger.drop(1)  # too late
+    go_on.set()
+    bench.merger.wait(1)
+    assert holds(rooms, offline(folders, "cat", Term("math")))
+    assert bench.next()["state"] == "done"
+
+
+def test_a_job_of_the_past_can_be_merged_again_into_memory_of_its_own(bench: Bench, folders: dict[str, Path]) -> None:
+    bench.begin(job_of(folders, 1, math=1.0, code=0.5))
+    bench.next()
+    again = bench.merger.rebuild(1)
+    assert again is not None
+    assert again.digest == offline(folders, "cat", Term("math"), Term("code", 0.5)).digest
+    assert bench.merger.rebuild(5) is None  # never asked for
+
+
+def test_warming_up_merges_every_recipe(bench: Bench) -> None:
+    specs = [MergeSpec.create(method, [Term("one"), Term("two")]) for method in ("cat", "svd")]
+    adapter, rooms = tiny_adapter(4, 0), used_rooms()
+    bench.merger.warm_up(adapter, specs, rooms)
+    assert holds(rooms, merge({"one": adapter, "two": adapter}, specs[-1]))

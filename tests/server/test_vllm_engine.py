@@ -1,33 +1,74 @@
 """The engine over a stand-in for vLLM's client: ids, the table of requests, and what is cleaned up when a build fails."""
 
+import asyncio
+import platform
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from merging import AdapterError, LoramixError
+from merging import AdapterError, LoramixError, RecipeError
 from server.catalog import Catalog, Recipe
-from server.errors import ConfigError
+from server.errors import BusyError, ConfigError
 from server.grammar import parse_expression
+from server.reports import Report, Reporter
 
 vllm_engine = pytest.importorskip("server.vllm_engine", reason="needs vLLM")
-DONE = {"state": "done", "seconds": {"merge": 0.5}, "nbytes": 10}
+FACTS = {
+    "modules": {"q_proj": (4, 4)}, "slots": 2, "slot_bytes": 5, "max_rank": 8, "dtype": "bfloat16", "device": "cpu",
+    "host": platform.node(),
+}  # fmt: skip
 
 
 class Client:
-    """Answers collective_rpc for two workers; remembers the calls. `commits` are the replies to loramix_commit, in turn."""
+    """Answers collective_rpc for two workers, remembers the calls, and reports merges as done unless `hold` is on."""
 
-    def __init__(self, commits: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self) -> None:
         self.vllm_config = SimpleNamespace(lora_config=object())
         self.calls: list[tuple[str, Any]] = []
-        self.commits = commits or []
+        self.facts = [dict(FACTS), dict(FACTS)]
+        self.hold = False
+        self.workers: list[Reporter] = []
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
         self.calls.append((method, args))
-        if method == "loramix_commit":
-            reply = self.commits.pop(0) if self.commits else DONE
-            return [DONE, reply]
+        if method == "loramix_setup":
+            self.workers = [Reporter(args[0]), Reporter(args[0])]
+            return self.facts
+        if method == "loramix_begin" and not self.hold:
+            self.report(0, args[0]["lora_id"])
+            self.report(1, args[0]["lora_id"], seconds={"commit": 0.25, "merge": 2.0})
         return [None, None]
+
+    def report(self, worker: int, lora_id: int, **changes: Any) -> None:
+        report = Report(
+            lora_id=lora_id, state="done", fault=None, seconds={"commit": 0.5, "merge": 0.5}, tiers={"disk": 1},
+            used_bytes={"host": 7},
+        )  # fmt: skip
+        report.update(changes)  # type: ignore[typeddict-item]
+        self.workers[worker].send(report)
+
+    def made(self, method: str) -> list[Any]:
+        return [args for name, args in self.calls if name == method]
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.client = Client()
+        self.requests: dict[str, Any] = {}
+        self.engine = vllm_engine.VllmEngine(self.client, self.requests)
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    await bench.engine.setup(1 << 20, 1 << 10)
+    yield bench
+    bench.engine._reports.close()
+    for worker in bench.client.workers:
+        worker.close()
 
 
 @pytest.fixture
@@ -40,67 +81,170 @@ def code(catalog: Catalog) -> Recipe:
     return catalog.resolve(parse_expression("code", "cat"))
 
 
-async def test_a_build_is_begun_then_committed_until_every_worker_has_it(math: Recipe) -> None:
-    requests: dict[str, Any] = {}
-    slow = {"state": "done", "seconds": {"merge": 2.0}, "nbytes": 10}
-    client = Client([{"state": "pending"}, {"state": "pending"}, slow])
-    resident = await vllm_engine.VllmEngine(client, requests).build(math, None)
-    assert [method for method, _ in client.calls] == ["loramix_begin", *["loramix_commit"] * 3]
-    assert client.calls[0][1][0]["terms"] == [("math", 0.5, str(math.sources[0].path), math.sources[0].digest)]
-    assert resident.seconds == {"merge": 2.0}  # the slowest worker's
-    assert requests[math.name].lora_int_id == resident.lora_id == 1
+async def settle() -> None:
+    """Let reports arrive."""
+    await asyncio.sleep(0.05)
 
 
-async def test_a_victim_is_off_the_table_before_it_leaves_its_slot(math: Recipe, code: Recipe) -> None:
-    requests: dict[str, Any] = {}
-    client = Client()
-    engine = vllm_engine.VllmEngine(client, requests)
-    first = await engine.build(math, None)
-    second = await engine.build(code, first)
-    assert list(requests) == [code.name]
-    assert client.calls[-1] == ("loramix_commit", (second.lora_id, first.lora_id))
+def fault(kind: str, message: str, param: str | None = None) -> dict[str, Any]:
+    return {"state": "failed", "fault": {"kind": kind, "message": message, "param": param}}
 
 
-async def test_evicting_an_old_copy_leaves_the_new_one_on_the_table(math: Recipe) -> None:
-    requests: dict[str, Any] = {}
-    engine = vllm_engine.VllmEngine(Client(), requests)
-    old, new = await engine.build(math, None), await engine.build(math, None)
+async def test_a_build_is_begun_once_and_done_when_every_worker_has_reported(bench: Bench, math: Recipe) -> None:
+    bench.client.hold = True
+    building = asyncio.create_task(bench.engine.build(math, None))
+    await settle()
+    ((job, victim),) = bench.client.made("loramix_begin")
+    assert victim is None
+    assert job["terms"] == [("math", 0.5, str(math.sources[0].path), math.sources[0].digest)]
+    bench.client.report(0, job["lora_id"])
+    await settle()
+    assert not building.done()
+    assert bench.requests == {}
+    bench.client.report(1, job["lora_id"], seconds={"commit": 0.25, "merge": 2.0})
+    resident = await asyncio.wait_for(building, 10)
+    assert resident.seconds == {"commit": 0.5, "merge": 2.0}  # the slowest worker's
+    assert (resident.nbytes, resident.sources, resident.source_bytes) == (10, {"disk": 1}, {"host": 7})
+    assert bench.requests[math.name].lora_int_id == resident.lora_id == job["lora_id"]
+    assert [method for method, _ in bench.client.calls] == ["loramix_setup", "loramix_begin"]
+
+
+async def test_a_victim_is_off_the_table_before_it_leaves_its_slot(bench: Bench, math: Recipe, code: Recipe) -> None:
+    first = await bench.engine.build(math, None)
+    bench.client.hold = True
+    building = asyncio.create_task(bench.engine.build(code, first))
+    await settle()
+    assert bench.requests == {}
+    job, victim = bench.client.made("loramix_begin")[-1]
+    assert victim == first.lora_id
+    for worker in (0, 1):
+        bench.client.report(worker, job["lora_id"])
+    await asyncio.wait_for(building, 10)
+    assert list(bench.requests) == [code.name]
+
+
+async def test_an_old_copy_that_leaves_takes_the_new_one_not_off_the_table(bench: Bench, math: Recipe, code: Recipe) -> None:
+    old, new = await bench.engine.build(math, None), await bench.engine.build(math, None)
     assert old.lora_id != new.lora_id
-    await engine.evict(old)
-    assert requests[math.name].lora_int_id == new.lora_id
+    await bench.engine.build(code, old)
+    assert bench.requests[math.name].lora_int_id == new.lora_id
 
 
-async def test_a_failed_build_is_dropped_in_every_worker_and_raises_what_happened_there(math: Recipe) -> None:
-    requests: dict[str, Any] = {}
-    client = Client([{"state": "failed", "kind": "AdapterError", "message": "it changed", "param": None}])
-    engine = vllm_engine.VllmEngine(client, requests)
-    with pytest.raises(AdapterError, match="it changed"):
-        await engine.build(math, None)
-    assert client.calls[-1] == ("loramix_evict", (1,))
-    assert requests == {}
-    client.commits = [{"state": "failed", "kind": None, "message": "MemoryError: ", "param": None}]
-    with pytest.raises(LoramixError, match="the merge failed: MemoryError"):
-        await engine.build(math, None)
+@pytest.mark.parametrize(
+    ("report", "error", "message"),
+    [
+        (fault("AdapterError", "it changed"), AdapterError, "it changed"),
+        (fault("RecipeError", "too many", "adapters"), RecipeError, "too many"),
+        (fault("OutOfMemory", "CUDA out of memory. Tried"), BusyError, "no memory left"),
+        (fault("KeyError", "KeyError: 'x'"), LoramixError, "the merge failed: KeyError: 'x'"),
+    ],
+)
+async def test_a_failed_build_raises_what_happened_there_and_frees_its_slot_once_all_have_let_go(
+    bench: Bench, math: Recipe, report: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    bench.client.hold = True
+    building = asyncio.create_task(bench.engine.build(math, None))
+    await settle()
+    bench.client.report(0, 1, **report)
+    await settle()
+    assert not building.done()
+    assert bench.client.made("loramix_evict") == []
+    bench.client.report(1, 1)
+    with pytest.raises(error, match=message):
+        await asyncio.wait_for(building, 10)
+    assert bench.client.made("loramix_evict") == [(1,)]
+    assert bench.requests == {}
+    assert bench.engine._ids == set()
 
 
-async def test_ids_stay_within_32_bits_and_skip_those_in_use(math: Recipe, code: Recipe) -> None:
-    engine = vllm_engine.VllmEngine(Client(), {})
-    first = await engine.build(math, None)
-    engine._last_id = 2**31 - 2
-    ids = [(await engine.build(code, None)).lora_id for _ in range(3)]
+async def test_a_cancelled_build_is_dropped_and_ends_when_every_worker_has_let_go(bench: Bench, math: Recipe) -> None:
+    bench.client.hold = True
+    building = asyncio.create_task(bench.engine.build(math, None))
+    await settle()
+    building.cancel()
+    await settle()
+    assert bench.client.made("loramix_drop") == [(1,)]
+    bench.client.report(0, 1, state="dropped")
+    await settle()
+    assert not building.done()
+    assert bench.client.made("loramix_evict") == []
+    bench.client.report(1, 1)  # was done before it heard of it
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, 10)
+    assert bench.client.made("loramix_evict") == [(1,)]
+    assert bench.requests == {}
+
+
+async def test_a_build_that_is_cancelled_too_late_frees_its_slot_all_the_same(bench: Bench, math: Recipe) -> None:
+    bench.client.hold = True
+    building = asyncio.create_task(bench.engine.build(math, None))
+    await settle()
+    building.cancel()
+    for worker in (0, 1):
+        bench.client.report(worker, 1)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, 10)
+    assert bench.client.made("loramix_evict") == [(1,)]
+    assert bench.requests == {}
+    assert bench.engine._ids == set()
+
+
+async def test_a_build_that_cannot_begin_fails_and_waits_for_nobody(bench: Bench, math: Recipe) -> None:
+    answer = bench.client.collective_rpc
+
+    async def refuse(method: str, args: tuple[Any, ...]) -> list[Any]:
+        if method == "loramix_begin":
+            raise Exception("Call to loramix_begin failed")  # as vLLM does
+        return await answer(method, args)
+
+    bench.client.collective_rpc = refuse  # type: ignore[method-assign]
+    with pytest.raises(Exception, match="loramix_begin failed"):
+        await asyncio.wait_for(bench.engine.build(math, None), 10)
+    assert bench.client.made("loramix_evict") == [(1,)]
+    assert bench.engine._ids == set()
+
+
+async def test_ids_stay_within_32_bits_and_skip_those_in_use(bench: Bench, math: Recipe, code: Recipe) -> None:
+    first = await bench.engine.build(math, None)
+    bench.engine._last_id = 2**31 - 2
+    ids = [(await bench.engine.build(code, None)).lora_id for _ in range(3)]
     assert first.lora_id == 1
     assert ids == [2**31 - 1, 2, 3]
 
 
-async def test_a_server_without_lora_or_without_the_extension_says_what_to_start_it_with() -> None:
-    client = Client()
-    client.vllm_config.lora_config = None  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match="--enable-lora"):
-        await vllm_engine.VllmEngine(client, {}).setup(1)
+@pytest_asyncio.fixture
+async def unready() -> AsyncIterator[Bench]:
+    """Not set up yet."""
+    bench = Bench()
+    yield bench
+    bench.engine._reports.close()
+    for worker in bench.client.workers:
+        worker.close()
 
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"error": "no memory to pin"}, "no memory to pin"),
+        ({"host": "elsewhere"}, "a worker runs on elsewhere"),
+        ({"modules": {"k_proj": (4, 4)}}, "--pipeline-parallel-size"),
+    ],
+)
+async def test_workers_that_cannot_serve_keep_the_server_from_starting(
+    unready: Bench, changes: dict[str, Any], message: str
+) -> None:
+    unready.client.facts[1].update(changes)
+    with pytest.raises(ConfigError, match=message):
+        await unready.engine.setup(1, 1)
+
+
+async def test_a_server_without_lora_or_without_the_extension_says_what_to_start_it_with(unready: Bench) -> None:
     async def unknown(method: str, args: tuple[Any, ...]) -> list[Any]:
         raise Exception(f"Call to {method} failed")  # as vLLM does
 
-    silent = SimpleNamespace(vllm_config=SimpleNamespace(lora_config=object()), collective_rpc=unknown)
+    unready.client.collective_rpc = unknown  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="--worker-extension-cls"):
-        await vllm_engine.VllmEngine(silent, {}).setup(1)
+        await unready.engine.setup(1, 1)
+    unready.client.vllm_config.lora_config = None  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="--enable-lora"):
+        await unready.engine.setup(1, 1)

@@ -1,8 +1,9 @@
-"""The worker extension over a stand-in for vLLM's LoRA manager: what it puts into slots, and what it never lets out of them."""
+"""The worker extension over vLLM's own bookkeeping of adapters: what it puts into slots, and what it never lets out of them."""
 
 import time
-from collections import OrderedDict
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,144 +11,272 @@ import pytest
 import torch
 from harness import MODULES, tiny_adapter
 
-from merging import save_adapter
+from merging import LoraAdapter, load_adapter, merge_into, save_adapter
+from server import merger as merger_module
 from server.merger import Job
 
+model_manager = pytest.importorskip("vllm.lora.model_manager", reason="needs vLLM")
 vllm_worker = pytest.importorskip("server.vllm_worker", reason="needs vLLM")
 SLOTS = 2  # usable ones; on the CPU a third stays empty
+RANK = 16
 
 
-class Manager:
-    """vLLM's LRUCacheLoRAModelManager as far as loramix uses it, with slots filled from the first on."""
+class Layer:
+    """A LoRA layer on one GPU alone, written by vLLM slot by slot."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots: list[int | None] = [None] * slots
-        self.registered: OrderedDict[int, Any] = OrderedDict()
-        self.seen: dict[int, set[str]] = {}
-        self.modules = {
-            name: SimpleNamespace(base_layer=SimpleNamespace(output_size=out, input_size=inp))
-            for name, (out, inp) in MODULES.items()
-        }
+    def __init__(self, d_out: int, d_in: int) -> None:
+        self.base_layer = SimpleNamespace(input_size=d_in, output_size=d_out)
+        self.lora_a_stacked = (torch.zeros(SLOTS + 1, 1, RANK, d_in).bfloat16(),)
+        self.lora_b_stacked = (torch.zeros(SLOTS + 1, 1, d_out, RANK).bfloat16(),)
+        self.slice_lora_a = self.slice_lora_b = lambda factor: factor
+
+    def reset_lora(self, slot: int) -> None:
+        self.lora_a_stacked[0][slot] = self.lora_b_stacked[0][slot] = 0
+
+    def set_lora(self, slot: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        self.reset_lora(slot)
+        self.lora_a_stacked[0][slot, 0, : len(a)], self.lora_b_stacked[0][slot, 0, :, : len(a)] = a, b
+
+
+class Manager(model_manager.LRUCacheLoRAModelManager):  # type: ignore[misc,name-defined]
+    """vLLM's, but for what it needs a model for."""
+
+    def __init__(self) -> None:
+        self.lora_config = SimpleNamespace(
+            lora_dtype=torch.bfloat16,
+            max_loras=SLOTS + 1,
+            max_cpu_loras=SLOTS + 1,
+            max_lora_rank=RANK,
+            fully_sharded_loras=False,
+        )
+        self._registered_adapters = model_manager.AdapterLRUCache(self.capacity, self.deactivate_adapter)
+        self._active_adapters = model_manager.AdapterLRUCache(self.lora_slots, self._deactivate_adapter)
+        self.lora_index_to_id: list[int | None] = [None] * self.lora_slots
+        self.modules = {name: Layer(*shape) for name, shape in MODULES.items()}
         self.packed_modules: dict[str, list[str]] = {}
+        self.is_pooling_model = False
 
-    def __len__(self) -> int:
-        return len(self.registered)
+    def _add_adapter(self, lora: Any) -> None:
+        self._registered_adapters[lora.id] = lora
 
-    def add_adapter(self, model: Any) -> None:
-        self.registered[model.id] = model
+    def content(self, lora_id: int) -> dict[str, torch.Tensor]:
+        """The ΔW that a slot holds, by module."""
+        slot = self.lora_index_to_id.index(lora_id)
+        return {
+            name: layer.lora_b_stacked[0][slot, 0].float() @ layer.lora_a_stacked[0][slot, 0].float()
+            for name, layer in self.modules.items()
+        }
 
-    def activate_adapter(self, lora_id: int) -> None:
-        self.slots[self.slots.index(None)] = lora_id
-        self.seen[lora_id] = set(self.registered[lora_id].loras)
 
-    def remove_adapter(self, lora_id: int) -> None:
-        if self.registered.pop(lora_id, None) is not None:
-            self.slots[self.slots.index(lora_id)] = None
+class Bench:
+    """A worker, driven as vLLM and the server drive it."""
 
-    def remove_oldest_adapter(self) -> None:
-        self.remove_adapter(next(iter(self.registered)))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reports: SimpleQueue[Any] = SimpleQueue()
+        monkeypatch.setattr(vllm_worker, "Reporter", lambda address: SimpleNamespace(send=self.reports.put))
+        self.manager = Manager()
+        self.worker = vllm_worker.LoramixWorker()
+        self.worker.device = torch.device("cpu")
+        lora_manager = SimpleNamespace(lora_config=self.manager.lora_config, _adapter_manager=self.manager)
+        self.worker.model_runner = SimpleNamespace(lora_manager=lora_manager)
+        self.facts = self.worker.loramix_setup("ipc:///nowhere", 1 << 20, 1 << 20)
+
+    def build(self, job: Job, victim: int | None = None) -> Any:
+        self.worker.loramix_begin(job, victim)
+        return self.reports.get(timeout=10)
+
+    def step(self, *lora_ids: int) -> None:
+        """What vLLM's `_apply_adapters` does before a step with requests for these adapters."""
+        for lora_id in lora_ids:
+            if lora_id not in self.manager.list_adapters():
+                lora = self.worker.model_runner.lora_manager._load_adapter(SimpleNamespace(lora_int_id=lora_id, lora_name="it"))
+                self.manager.remove_adapter(lora.id)
+                if len(self.manager) + 1 > self.manager.capacity:
+                    self.manager.remove_oldest_adapter()
+            else:
+                lora = self.manager.get_adapter(lora_id)
+            self.manager.add_adapter(lora)
+            self.manager.activate_adapter(lora_id)
+
+    def serves(self, lora_id: int, adapter: LoraAdapter) -> bool:
+        content = self.manager.content(lora_id)
+        return all(
+            torch.allclose(content[name], module.delta().float(), atol=0.15, rtol=0.02)
+            for name, module in adapter.modules.items()
+        )
 
 
 @pytest.fixture
-def worker() -> Any:
-    config = SimpleNamespace(lora_dtype=torch.bfloat16, max_loras=SLOTS + 1, max_lora_rank=16)
-    worker = vllm_worker.LoramixWorker()
-    worker.device = torch.device("cpu")
-    worker.model_runner = SimpleNamespace(lora_manager=SimpleNamespace(lora_config=config, _adapter_manager=Manager(SLOTS + 1)))
-    return worker
-
-
-def manager_of(worker: Any) -> Manager:
-    manager: Manager = worker.model_runner.lora_manager._adapter_manager
-    return manager
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_adapter(tiny_adapter(4, seed=0), tmp_path / "math")
-    return tmp_path / "math"
+def folders(tmp_path: Path) -> dict[int, Path]:
+    """A folder of other content for every LoRA id."""
+    for lora_id in range(1, 6):
+        save_adapter(tiny_adapter(4, seed=lora_id), tmp_path / f"adapter-{lora_id}")
+    return {lora_id: tmp_path / f"adapter-{lora_id}" for lora_id in range(1, 6)}
 
 
-def job(lora_id: int, folder: Path, digest: str | None = None) -> Job:
-    return Job(
-        lora_id=lora_id, method="cat", options={}, terms=[("math", 1.0, str(folder), digest or tiny_adapter(4, 0).digest)]
-    )
-
-
-def commit(worker: Any, lora_id: int, victim: int | None = None) -> dict[str, Any]:
-    for _ in range(500):
-        reply: dict[str, Any] = worker.loramix_commit(lora_id, victim)
-        if reply["state"] != "pending":
-            return reply
-        time.sleep(0.01)
-    raise AssertionError("never done")
-
-
-def build(worker: Any, folder: Path, lora_id: int, victim: int | None = None) -> dict[str, Any]:
-    worker.loramix_begin(job(lora_id, folder))
-    return commit(worker, lora_id, victim)
-
-
-def test_the_facts_are_those_of_the_model_and_one_slot_stays_empty_on_the_cpu(worker: Any) -> None:
-    assert worker.loramix_setup(1 << 20) == {
-        "modules": MODULES, "slots": SLOTS, "max_rank": 16, "dtype": "bfloat16", "device": "cpu",
+@pytest.fixture
+def jobs(folders: dict[int, Path]) -> dict[int, Job]:
+    return {
+        lora_id: Job(
+            lora_id=lora_id, method="cat", options={}, terms=[("it", 1.0, str(folder), load_adapter(folder).digest)]
+        )
+        for lora_id, folder in folders.items()
     }  # fmt: skip
 
 
-def test_a_merge_is_put_into_a_slot_and_its_tensors_are_let_go(worker: Any, folder: Path) -> None:
-    worker.loramix_setup(1 << 20)
-    reply = build(worker, folder, 5)
-    assert (reply["state"], reply["nbytes"]) == ("done", 2 * 4 * sum(d_out + d_in for d_out, d_in in MODULES.values()))
-    assert set(reply["seconds"]) == {"load", "merge", "commit"}
-    assert manager_of(worker).slots == [5, None, None]
-    assert manager_of(worker).seen[5] == set(MODULES)
-    assert manager_of(worker).registered[5].loras == {}
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(merging has begun, merging may go on) for every merge while it is closed."""
+    begun, go_on = Event(), Event()
+    go_on.set()
+
+    def gated(*args: Any) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        merge_into(*args)
+
+    monkeypatch.setattr(merger_module, "merge_into", gated)
+    yield begun, go_on
+    go_on.set()
 
 
-def test_committing_again_changes_nothing(worker: Any, folder: Path) -> None:
-    worker.loramix_setup(1 << 20)
-    first = build(worker, folder, 5)
-    assert worker.loramix_commit(5, None) == first
-    assert manager_of(worker).slots == [5, None, None]
+def test_the_facts_are_those_of_the_model_and_one_slot_stays_empty_on_the_cpu(bench: Bench) -> None:
+    host = bench.facts.pop("host")
+    assert host
+    assert bench.facts == {
+        "modules": MODULES, "slots": SLOTS, "max_rank": RANK, "dtype": "bfloat16", "device": "cpu",
+        "slot_bytes": 2 * RANK * sum(d_out + d_in for d_out, d_in in MODULES.values()),
+    }  # fmt: skip
 
 
-def test_a_victim_leaves_its_slot_at_the_commit_and_not_before(worker: Any, folder: Path) -> None:
-    worker.loramix_setup(1 << 20)
-    build(worker, folder, 1)
-    build(worker, folder, 2)
-    worker.loramix_begin(job(3, folder))
-    assert manager_of(worker).slots == [1, 2, None]
-    commit(worker, 3, victim=1)
-    assert manager_of(worker).slots == [3, 2, None]
+def test_sharded_factors_are_refused(bench: Bench) -> None:
+    bench.manager.lora_config.fully_sharded_loras = True
+    assert "--fully-sharded-loras" in bench.worker.loramix_setup("ipc:///nowhere", 1, 1)["error"]
 
 
-def test_a_failed_merge_is_reported_and_leaves_the_slots_alone(worker: Any, folder: Path) -> None:
-    worker.loramix_setup(1 << 20)
-    build(worker, folder, 1)
-    worker.loramix_begin(job(2, folder, digest="another"))
-    reply = commit(worker, 2, victim=1)
-    assert (reply["state"], reply["kind"]) == ("failed", "AdapterError")
-    assert "has changed since it was checked" in reply["message"]
-    assert manager_of(worker).slots == [1, None, None]
+def test_a_merge_has_its_slot_at_once_and_its_content_when_it_is_reported(
+    bench: Bench, jobs: dict[int, Job], gate: Any
+) -> None:
+    begun, go_on = gate
+    go_on.clear()
+    bench.worker.loramix_begin(jobs[1], None)
+    assert begun.wait(10)
+    assert bench.manager.lora_index_to_id == [1, None, None]
+    assert bench.reports.empty()
+    go_on.set()
+    report = bench.reports.get(timeout=10)
+    assert (report["lora_id"], report["state"]) == (1, "done")
+    assert 0 < report["seconds"]["commit"] < 1
+    bench.step(1)  # vLLM finds it there, and loads nothing
+    assert bench.serves(1, tiny_adapter(4, 1))
+    assert not bench.serves(1, tiny_adapter(4, 2))
 
 
-def test_what_the_engine_asks_for_after_its_eviction_is_merged_again_within_the_usable_slots(worker: Any, folder: Path) -> None:
-    worker.loramix_setup(1 << 20)
+def test_a_victim_leaves_its_slot_as_the_merge_begins(bench: Bench, jobs: dict[int, Job]) -> None:
+    bench.build(jobs[1])
+    bench.build(jobs[2])
+    bench.build(jobs[3], victim=1)
+    assert bench.manager.lora_index_to_id == [3, 2, None]
+    assert set(bench.manager.list_adapters()) == {2, 3}
+    assert bench.serves(3, tiny_adapter(4, 3))
+    assert bench.serves(2, tiny_adapter(4, 2))
+
+
+def test_a_failed_merge_is_reported_and_its_slot_is_free_once_the_server_says_so(
+    bench: Bench, jobs: dict[int, Job], folders: dict[int, Path]
+) -> None:
+    bench.build(jobs[1])
+    (folders[2] / "adapter_model.safetensors").unlink()
+    report = bench.build(jobs[2])
+    assert (report["state"], report["fault"]["kind"]) == ("failed", "AdapterError")
+    bench.worker.loramix_evict(2)
+    assert bench.manager.lora_index_to_id == [1, None, None]
+    bench.build(jobs[3])
+    assert bench.manager.lora_index_to_id == [1, 3, None]
+
+
+def test_the_slot_of_a_dropped_merge_is_nobodys_before_its_thread_has_let_go(
+    bench: Bench, jobs: dict[int, Job], gate: Any
+) -> None:
+    begun, go_on = gate
+    go_on.clear()
+    bench.worker.loramix_begin(jobs[1], None)
+    assert begun.wait(10)
+    bench.worker.loramix_drop(1)
+    assert bench.manager.lora_index_to_id == [1, None, None]
+    bench.worker.loramix_begin(jobs[2], None)
+    assert bench.manager.lora_index_to_id == [1, 2, None]
+    go_on.set()
+    for _ in range(2):
+        bench.reports.get(timeout=10)
+    bench.worker.loramix_evict(1)
+    assert bench.manager.lora_index_to_id == [None, 2, None]
+
+
+def test_what_the_engine_asks_for_after_its_eviction_is_merged_again_within_the_usable_slots(
+    bench: Bench, jobs: dict[int, Job]
+) -> None:
     for lora_id in (1, 2):
-        build(worker, folder, lora_id)
-    build(worker, folder, 3, victim=1)
-    manager = manager_of(worker)
-    guest = worker.loramix_load(SimpleNamespace(lora_int_id=1, lora_name="gone"))  # as vLLM's manager calls it, then:
-    manager.add_adapter(guest)
-    manager.activate_adapter(1)
-    assert set(guest.loras) == set(MODULES)
-    assert manager.slots[-1] is None
-    build(worker, folder, 4, victim=3)
-    assert 1 not in manager.slots  # nobody leases it: it leaves with the next commit
-    assert manager.slots[-1] is None
+        bench.build(jobs[lora_id])
+    bench.build(jobs[3], victim=1)
+    bench.step(3, 1)  # 2 has been unused for longest: it makes room
+    assert bench.serves(1, tiny_adapter(4, 1))
+    assert set(bench.manager.list_adapters()) == {1, 3}
+    assert bench.manager.lora_index_to_id[-1] is None
+    bench.step(2)  # a resident one, for the server; 3 makes room
+    assert bench.serves(2, tiny_adapter(4, 2))
+    bench.build(jobs[4], victim=3)
+    assert set(bench.manager.list_adapters()) == {2, 4}  # nobody leases 1: it left as the merge began
+    assert bench.serves(4, tiny_adapter(4, 4))
+    assert bench.manager.lora_index_to_id[-1] is None
 
 
-def test_what_was_never_merged_cannot_be_loaded(worker: Any) -> None:
-    worker.loramix_setup(1 << 20)
+def test_a_slot_that_is_being_written_makes_room_only_when_it_no_longer_is(
+    bench: Bench, jobs: dict[int, Job], gate: Any
+) -> None:
+    begun, go_on = gate
+    for lora_id in (1, 2):
+        bench.build(jobs[lora_id])
+    begun.clear()
+    go_on.clear()
+    bench.worker.loramix_begin(jobs[3], 1)
+    assert begun.wait(10)
+    bench.step(2)  # used since: 3 is the one to make room
+    started = time.perf_counter()
+    bench.worker.loramix_merger._threads.submit(lambda: (time.sleep(0.1), go_on.set()))
+    bench.step(1)
+    assert time.perf_counter() - started >= 0.1
+    assert bench.serves(1, tiny_adapter(4, 1))
+    assert bench.serves(2, tiny_adapter(4, 2))
+    bench.step(3)
+    assert bench.serves(3, tiny_adapter(4, 3))
+
+
+def test_an_adapter_that_cannot_be_merged_again_does_not_end_the_engine(
+    bench: Bench, jobs: dict[int, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.build(jobs[1])
+    bench.build(jobs[2], victim=1)
+    monkeypatch.setattr(merger_module, "merge", fail)
+    bench.step(1)
+    assert all((delta == 0).all() for delta in bench.manager.content(1).values())
+    assert bench.serves(2, tiny_adapter(4, 2))
+
+
+def test_what_was_never_merged_cannot_be_loaded(bench: Bench) -> None:
     with pytest.raises(ValueError, match="never merged by loramix"):
-        worker.loramix_load(SimpleNamespace(lora_int_id=9, lora_name="stranger"))
+        bench.step(9)
+
+
+def test_warming_up_leaves_no_trace(bench: Bench, jobs: dict[int, Job]) -> None:
+    bench.worker.loramix_warm_up("cat", 4)
+    bench.build(jobs[1])
+    assert bench.manager.lora_index_to_id == [1, None, None]

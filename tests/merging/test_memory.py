@@ -1,0 +1,48 @@
+"""What a merge holds at its peak, as torch's CPU allocator counts it: inputs, output and 20 % at most."""
+
+import pytest
+import torch
+from reference.adapters import random_adapter
+from torch.profiler import ProfilerActivity, profile
+
+from merging import METHODS, MergeSpec, Term, merge
+
+# Wide and many, so that neither the small N × N problems nor a piece that is worked on weighs much beside the factors.
+SHAPES = {f"model.layers.{layer}.{kind}_proj": (4096, 4096) for layer in range(40) for kind in "qo"}
+WEIGHTS = {"a": 0.7, "b": -0.4, "c": 1.1, "d": 0.3}
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    """Four of rank 8, their digests known beforehand."""
+    wide = {}
+    for seed, name in enumerate(WEIGHTS):
+        wide[name] = random_adapter(seed, 8, shapes=SHAPES, dtype=torch.bfloat16).to("cpu")
+        assert wide[name].digest
+    return wide
+
+
+def peak_bytes(work):
+    """The most that torch held at a time of what `work` allocated, and what it returned."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = work()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak, result
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_merge_holds_its_output_and_little_more(adapters, method):
+    spec = MergeSpec.create(method, [Term(name, weight) for name, weight in WEIGHTS.items()])
+    peak, merged = peak_bytes(lambda: merge(adapters, spec))
+    both = sum(adapter.nbytes for adapter in adapters.values()) + merged.nbytes
+    assert peak >= merged.nbytes
+    assert peak - merged.nbytes <= 0.2 * both, f"{(peak - merged.nbytes) / both:.0%} over inputs and output"
+
+
+def test_the_count_sees_what_torch_allocates_and_frees():
+    peak, _ = peak_bytes(lambda: [torch.ones(1 << 20), torch.ones(1 << 20) + torch.ones(1 << 20)][:0])
+    assert peak == pytest.approx(4 * 4 << 20, rel=0.01)

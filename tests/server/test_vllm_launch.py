@@ -1,0 +1,34 @@
+"""Starting vLLM: what it is left with of a GPU's memory beside the adapter store."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+
+from server.errors import ConfigError
+
+vllm_launch = pytest.importorskip("server.vllm_launch", reason="needs vLLM")
+GIB = 2**30
+
+
+def left_on(monkeypatch: pytest.MonkeyPatch, share: float, adapter_gib: float, *, gpu_gib: int | None = 80) -> float:
+    """vLLM's share of a GPU's memory beside a store of that size; None GiB stand for a CPU."""
+    platform = SimpleNamespace(is_cuda=lambda: gpu_gib is not None, get_device_total_memory=lambda: (gpu_gib or 0) * GIB)
+    monkeypatch.setattr(vllm_launch, "current_platform", platform)
+    args = Namespace(gpu_memory_utilization=share)
+    vllm_launch._leave_memory(args, int(adapter_gib * GIB))
+    return float(args.gpu_memory_utilization)
+
+
+def test_vllm_sizes_its_cache_beside_the_adapter_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert left_on(monkeypatch, 0.9, 4) == pytest.approx(0.85)
+    assert left_on(monkeypatch, 0.5, 8) == pytest.approx(0.4)
+
+
+def test_a_cpu_has_no_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert left_on(monkeypatch, 0.9, 4, gpu_gib=None) == 0.9
+
+
+def test_a_store_that_leaves_vllm_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--adapter-gpu-gib 72 .* --gpu-memory-utilization 0\.9"):
+        left_on(monkeypatch, 0.9, 72)

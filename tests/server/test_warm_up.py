@@ -1,0 +1,28 @@
+"""What is merged before the first request: only what fits, with modules of the model's shapes."""
+
+import torch
+from harness import MODULES
+
+from merging import METHODS
+from server.warm_up import likely_adapter, likely_specs
+
+
+def test_the_servers_default_and_two_more_methods_are_warmed_up_as_far_as_the_result_fits() -> None:
+    ranks = dict.fromkeys(MODULES, 8)
+
+    def recipes(default: str, max_rank: int) -> list[tuple[str, int]]:
+        return [(spec.method.name, len(spec.terms)) for spec in likely_specs(default, ranks, max_rank)]
+
+    others = [("lego", 2), ("lego", 4), ("svd", 2), ("svd", 4)]
+    assert recipes("cat", 32) == [("cat", 2), ("cat", 4), *others]
+    assert recipes("cat", 16) == [("cat", 2), *others]
+    assert recipes("svd", 16) == [*others[2:], *others[:2]]
+    for method in METHODS:
+        assert recipes(method, 64)[:2] == [(method, 2), (method, 4)]
+
+
+def test_the_adapter_has_the_models_modules_and_is_not_zero() -> None:
+    adapter = likely_adapter(MODULES, 4, torch.bfloat16, torch.device("cpu"))
+    assert {name: module.shape for name, module in adapter.modules.items()} == MODULES
+    assert {module.rank for module in adapter.modules.values()} == {4}
+    assert all(module.delta().norm() > 0 for module in adapter.modules.values())
