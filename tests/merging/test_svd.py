@@ -10,6 +10,8 @@ from reference.drawn import terms
 from reference.svd import svd
 from reference.tolerance import TOLERANCE, assert_agree
 
+from merging.nearest import leading
+
 
 @given(terms=terms(least=2), k=st.integers(1, 6))
 def test_no_matrix_of_rank_k_is_nearer_to_the_sum(terms, k):
@@ -108,3 +110,33 @@ def test_an_adapter_cut_in_two_gives_the_same_approximation():
     first, second = halves(terms[0][0])
     wanted = {name: svd(at_module(terms, name), 4) for name in modules_of(terms)}
     assert_agree(merge_terms("svd", [(first, 0.8), (second, 0.8), terms[1]], {"rank": 4}), wanted, slack=3)
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "lost"),
+    [
+        (torch.ones(160), 1e-4),  # singular values hardly differ: the slowest case
+        (0.97 ** torch.arange(160), 1e-9),
+        (0.9 ** torch.arange(160), 1e-9),
+        (torch.where(torch.arange(160) == 5, 1e3, 1.0), 1e-9),
+        (torch.where(torch.arange(160) % 2 == 0, 1.0, -0.999), 1e-9),  # of copies, see below: differences of 0.1 %
+    ],
+    ids=["even", "slow decay", "fast decay", "one huge", "copies that nearly cancel"],
+)
+@pytest.mark.parametrize("k", [1, 16, 48])
+def test_block_iteration_keeps_the_energy_that_can_be_kept(coefficient, lost, k):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 160, width, generator=generator, dtype=torch.float64) for width in (300, 280))
+    coefficient = coefficient.double().expand(2, -1)
+    if coefficient.min() < 0:
+        a, b = (x[:, ::2].repeat_interleave(2, dim=1) for x in (a, b))
+    left, sigma, right = leading(a @ a.mT, b @ b.mT, coefficient, k, torch.finfo(torch.float32).eps)
+    total = b.mT @ (coefficient[:, :, None] * a)
+    u, v, wanted = left @ b, right @ a, torch.linalg.svdvals(total)
+    torch.testing.assert_close(u @ u.mT, torch.eye(k, dtype=torch.float64).expand(2, k, k), rtol=0, atol=1e-6)
+    torch.testing.assert_close(u @ total @ v.mT, torch.diag_embed(sigma), rtol=0, atol=1e-6 * sigma.max().item())
+    energy = wanted[:, :k].square().sum(1)
+    assert (
+        torch.linalg.norm(total - u.mT @ (sigma[:, :, None] * v), dim=(1, 2)).square()
+        <= wanted[:, k:].square().sum(1) + lost * energy
+    ).all()
