@@ -40,7 +40,7 @@ def eigenrows(x_PNN: Tensor) -> tuple[Tensor, Tensor]:
 
     X = R Rᵀ with R = V Σ Uᵀ has the eigenvectors V; one-sided Jacobi on the columns of R gives V Σ. A pivoted R makes that
     converge in few sweeps whatever the spectrum (Drmač and Veselić, SIAM J. Matrix Anal. Appl. 29, 2008).
-    Rows of eigenvalues that are 0 are 0.
+    Eigenvalues whose square roots are below 5e-7 of the largest's become 0, and so do their rows.
 
     Args:
         x_PNN: float64 on the GPU; N at most 128.
@@ -111,7 +111,7 @@ def _jacobi(  # type: ignore[no-untyped-def]  # Triton's own types
     largest = tl.max(tl.max(tl.abs(exact), 0), 0)
     scale = tl.where(largest > 0, largest, 1.0)
     x = (exact / scale).to(tl.float32)
-    floor = tl.max(tl.sum(x * x, 0), 0) * tolerance * tolerance  # rows below are rounding errors and stay as they are
+    floor = tl.max(tl.sum(x * x, 0), 0) * tolerance * tolerance  # rows below are rounding errors and do not count
     sweep = 0
     worst = settled + 1.0
     while (sweep < sweeps) & (worst > settled):
@@ -129,13 +129,13 @@ def _jacobi(  # type: ignore[no-untyped-def]  # Triton's own types
             t = tl.where(tau >= 0, 1.0, -1.0) / (tl.abs(tau) + tl.sqrt(1 + tau * tau))
             t = tl.where(turn, role * t, 0.0)
             c = tl.rsqrt(1 + t * t)
-            c = c * (1.5 - 0.5 * (1 + t * t) * c * c)  # the fast root alone would shrink rows, little by little
             x = c[None, :] * x - (c * t)[None, :] * y
             xx = xx - t * xy
             cosines = tl.maximum(cosines, tl.where(turn, cosine, 0.0))
         worst = tl.max(cosines, 0)
         sweep += 1
-    sigma = tl.sqrt(tl.sum(x * x, 0))
+    square = tl.sum(x * x, 0)
+    sigma = tl.where(square > floor, tl.sqrt(square), 0.0)
     above = (sigma[:, None] > sigma[None, :]) | ((sigma[:, None] == sigma[None, :]) & (i[:, None] < i[None, :]))
     place = tl.sum((above & (i[:, None] < size)).to(tl.int32), 0)
     x = x * tl.where(sigma > 0, 1 / sigma, 0.0)[None, :]

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from weakref import WeakKeyDictionary
 
+import torch
+
 from merging.adapter import LoraAdapter
 from merging.errors import RecipeError
 from merging.term import Term
 
-_GRAM_ENTRIES = 1 << 24  # of one pool: its small problems stay small beside the factors
+# Entries of one pool's Gram matrices, so that small problems stay small beside the factors; a GPU likes many at a time.
+_GRAM_ENTRIES = {"cpu": 1 << 15, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,14 @@ class PoolLayout:
         return tuple(block.outputs for block in self.blocks for _ in block.modules)
 
 
-def lay_out(adapters: Sequence[LoraAdapter], terms: Sequence[Term]) -> tuple[PoolLayout, ...]:
-    """The layouts of the pools of a merge. An adapter with weight 0 in a module has no part in it.
+def lay_out(adapters: Sequence[LoraAdapter], terms: Sequence[Term], device: torch.device) -> tuple[PoolLayout, ...]:
+    """The layouts of the pools of a merge on `device`. An adapter with weight 0 in a module has no part in it.
 
     Raises:
         RecipeError: where two adapters disagree about the shape of a module (they have different base models).
     """
-    return _lay_out(tuple(_outline(adapter, term) for adapter, term in zip(adapters, terms, strict=True)))
+    outlines = tuple(_outline(adapter, term) for adapter, term in zip(adapters, terms, strict=True))
+    return _lay_out(outlines, _GRAM_ENTRIES[device.type])
 
 
 def _outline(adapter: LoraAdapter, term: Term) -> Outline:
@@ -119,7 +123,7 @@ def _interned(stacks: tuple[StackOutline, ...]) -> Outline:
 
 
 @lru_cache(maxsize=64)
-def _lay_out(outlines: tuple[Outline, ...]) -> tuple[PoolLayout, ...]:
+def _lay_out(outlines: tuple[Outline, ...], gram_entries: int) -> tuple[PoolLayout, ...]:
     pools: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Block]] = {}
     for block in _blocks([outline.stacks for outline in outlines]):
         ranks = tuple(outlines[member.place].stacks[member.stack].rank for member in block.members)
@@ -127,7 +131,7 @@ def _lay_out(outlines: tuple[Outline, ...]) -> tuple[PoolLayout, ...]:
     return tuple(
         PoolLayout(tuple(some), places, ranks)
         for (places, ranks), blocks in pools.items()
-        for some in _bounded(blocks, max(1, _GRAM_ENTRIES // sum(ranks) ** 2))
+        for some in _bounded(blocks, max(1, gram_entries // sum(ranks) ** 2))
     )
 
 

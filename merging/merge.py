@@ -84,7 +84,7 @@ def _prepare(
     sources = [adapters[term.adapter] for term in terms]
     for term, source in zip(terms, sources, strict=True):
         term.check(source.modules)
-    layouts = lay_out(sources, terms)
+    layouts = lay_out(sources, terms, device)
     _rank(spec, [layout.ranks for layout in layouts])
     return [source.to(device) for source in sources], terms, layouts
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merging.adapter import DTYPES, LoraAdapter, LoraModule
-from merging.errors import AdapterError
+from merging.errors import AdapterError, OutputError
 from merging.exchange import exchange
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,6 +71,7 @@ def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = Fa
         replace: exchange an existing folder for the new one, in one step where the system can.
 
     Raises:
+        OutputError: where a factor holds values that its dtype cannot (the merge overflowed).
         FileExistsError: if `folder` exists and may not be replaced.
         OSError: if the disk refuses; nothing is left behind.
     """
@@ -86,6 +87,8 @@ def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = Fa
             assert module.scaling == 1, f"{name}: fold the scaling into the factors before saving"
             tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.contiguous()
             tensors[f"{PREFIX}{name}.lora_B.weight"] = module.b.contiguous()
+        if (broken := _not_finite(tensors)) is not None:
+            raise OutputError(f"{broken} holds infinite values in {tensors[broken].dtype}; merge with --dtype float32")
         save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
         (scratch / CONFIG).write_text(json.dumps(_config_of(adapter), indent=2) + "\n")
         if replace and folder.exists():
@@ -169,9 +172,19 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if tensor.dtype not in DTYPES.values():
             raise AdapterError(f"{key} is {tensor.dtype}; expected one of {', '.join(DTYPES)}")
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{key} holds NaN or infinite values; train or export the adapter again")
+    if (broken := _not_finite(tensors)) is not None:
+        raise AdapterError(f"{broken} holds NaN or infinite values; train or export the adapter again")
     return tensors
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinite values, if one does.
+
+    Sums over all tell in one pass; they are looked at one by one only where the sum of all is not finite.
+    """
+    if math.isfinite(sum(float(tensor.sum(dtype=torch.float64)) for tensor in tensors.values())):
+        return None
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def _pair(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, LoraModule]:

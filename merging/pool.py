@@ -21,7 +21,7 @@ from torch import Tensor
 from merging.adapter import LoraAdapter
 from merging.layout import PoolLayout, lay_out
 from merging.room import Target
-from merging.sides import Side, TorchSide
+from merging.sides import Rows, Side, TorchSide
 from merging.term import Term
 
 
@@ -114,7 +114,7 @@ def pool_units(adapters: Sequence[LoraAdapter], terms: Sequence[Term], device: t
         RecipeError: where two adapters disagree about the shape of a module (they have different base models).
     """
     adapters = [adapter.to(device) for adapter in adapters]
-    return [pool_of(layout, adapters, terms) for layout in lay_out(adapters, terms)]
+    return [pool_of(layout, adapters, terms) for layout in lay_out(adapters, terms, device)]
 
 
 def pool_of(
@@ -132,8 +132,8 @@ def pool_of(
     a_parts, b_parts = [], []
     for block in layout.blocks:
         stacks = [(adapters[m.place].stacks[m.stack], None if m.rows is None else list(m.rows)) for m in block.members]
-        a_parts.append(tuple(s.a_LRI if rows is None else s.a_LRI[rows] for s, rows in stacks))
-        b_parts.append(tuple(s.b_LRO if rows is None else s.b_LRO[rows] for s, rows in stacks))
+        a_parts.append(tuple(Rows(stack.a_LRI, rows) for stack, rows in stacks))
+        b_parts.append(tuple(Rows(stack.b_LRO, rows) for stack, rows in stacks))
     coefficient_LT = torch.from_numpy(coefficients(layout, adapters, terms))
     sides = [TorchSide(tuple(parts), target) for parts, target in zip((a_parts, b_parts), targets, strict=True)]
     return Pool(layout.modules, layout.adapters, layout.ranks, coefficient_LT, *sides)

@@ -43,15 +43,29 @@ class Side(Protocol):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Modules of one adapter's stack: factors (L, R, D) of `rows`, or of all; picked out only when they are worked on."""
+
+    stack_LRD: Tensor
+    rows: list[int] | None
+
+    def __len__(self) -> int:
+        return len(self.stack_LRD) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return self.stack_LRD[part if self.rows is None else self.rows[part]]
+
+
+@dataclass(frozen=True)
 class TorchSide:
     """In torch, a few modules at a time, so that what is brought together stays in the cache.
 
     Attributes:
-        blocks: for each block of modules of one shape, T tensors (L, R, D).
+        blocks: for each block of modules of one shape, those of T adapters.
         target: None where nothing is to be written.
     """
 
-    blocks: tuple[tuple[Tensor, ...], ...]
+    blocks: tuple[tuple[Rows, ...], ...]
     target: Target | None = None
 
     def gram(self, *, fine: bool) -> tuple[Tensor, Tensor]:
@@ -97,8 +111,8 @@ class TorchSide:
         """Some modules' factors at a time, with their places in the pool."""
         place = 0
         for block in self.blocks:
-            step = max(1, _PIECE_BYTES // (4 * sum(x_LRD[0].numel() for x_LRD in block)))
+            step = max(1, _PIECE_BYTES // (4 * sum(part.stack_LRD[0].numel() for part in block)))
             for start in range(0, len(block[0]), step):
-                parts = [x_LRD[start : start + step] for x_LRD in block]
+                parts = [part[start : start + step] for part in block]
                 yield slice(place, place + len(parts[0])), parts
                 place += len(parts[0])

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from merging.errors import RecipeError, nearest
 
 WEIGHT_DECIMALS = 4
+_LARGEST = 1e4  # beyond any use; what is far larger no dtype holds
 REST = "*"  # the pattern of all modules that no pattern before it matches
 
 
@@ -64,4 +65,6 @@ class Term:
 def _rounded(weight: float, what: str) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise RecipeError(f"{what} is not a finite number", "weight")
+    if abs(weight) > _LARGEST:
+        raise RecipeError(f"{what} is over {_LARGEST:g} in size; use {_LARGEST:g} at most", "weight")
     return round(float(weight), WEIGHT_DECIMALS) + 0.0  # + 0.0 turns −0 into the 0 that it equals

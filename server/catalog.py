@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from merging import AdapterError, LoraAdapter, MergeSpec, RecipeError, check_rank, load_adapter, ranks
+from merging import AdapterError, MergeSpec, RecipeError, check_rank
 from merging.errors import nearest
 from server.errors import UnknownModelError
 from server.grammar import is_name, readable, readable_sum
+from server.survey import Survey, survey
 
 KEY_PREFIX = 12  # characters of the content key in an engine name: 48 bits
 
@@ -41,13 +42,11 @@ class Recipe:
     Attributes:
         key: content key (see MergeSpec.key).
         sources: of the spec's terms, in their order.
-        rank: of the merged adapter.
     """
 
     spec: MergeSpec
     key: str
     sources: tuple[Source, ...]
-    rank: int
 
     @property
     def name(self) -> str:
@@ -86,12 +85,12 @@ class Catalog:
             raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-' only")
         if name in self._entries or name in self._reserved:
             raise AdapterError(f"adapter name {name!r} is taken; give {path} another with --adapter NAME=PATH")
-        adapter = load_adapter(path)
+        found = survey(path)
         try:
-            self._check(adapter)
+            self._check(found)
         except AdapterError as error:
             raise AdapterError(f"adapter {path}: {error}") from None
-        self._entries[name] = CatalogEntry(Source(name, path.resolve(), adapter.digest), ranks(adapter), adapter.nbytes)
+        self._entries[name] = CatalogEntry(Source(name, path.resolve(), found.digest), found.ranks, found.nbytes)
 
     def resolve(self, spec: MergeSpec) -> Recipe:
         """What `spec` means today.
@@ -113,24 +112,25 @@ class Catalog:
                 "rank",
             )
         key = spec.key({name: entry.source.digest for name, entry in entries.items()}, self._dtype)
-        return Recipe(spec, key, tuple(entries[term.adapter].source for term in spec.terms), rank)
+        return Recipe(spec, key, tuple(entries[term.adapter].source for term in spec.terms))
 
-    def _check(self, adapter: LoraAdapter) -> None:
-        unknown = [name for name in adapter.modules if name not in self._modules]
-        if len(unknown) == len(adapter.modules):
+    def _check(self, adapter: Survey) -> None:
+        trained_on = adapter.base_model or "another base model"
+        unknown = [name for name in adapter.shapes if name not in self._modules]
+        if len(unknown) == len(adapter.shapes):
             raise AdapterError(
                 f"none of its {len(unknown)} modules ({unknown[0]}, …) is one that this model can adapt, "
-                f"so it would have no effect; it was trained on {adapter.base_model or 'another base model'}"
+                f"so it would have no effect; it was trained on {trained_on}"
             )
         if unknown:
             raise AdapterError(
                 f"{unknown[0]} and {len(unknown) - 1} more of its modules are none that this model can adapt; train it without"
             )
-        for name, module in adapter.modules.items():
-            if module.shape != tuple(self._modules[name]):
+        for name, shape in adapter.shapes.items():
+            if shape != tuple(self._modules[name]):
                 raise AdapterError(
-                    f"{name} is {module.shape}, but {tuple(self._modules[name])} in this model: it was trained on "
-                    f"{adapter.base_model or 'another base model'}; serve that one"
+                    f"{name} is {shape}, but {tuple(self._modules[name])} in this model: it was trained on {trained_on}; "
+                    "serve that one"
                 )
         if adapter.rank > self._max_rank:
             raise AdapterError(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from merging import LoramixError
 from server.commands import bench, explain, inspect, merge, serve, tune
@@ -24,7 +25,7 @@ def main() -> None:
     try:
         app()
     except LoramixError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]loramix:[/] {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(Text("loramix:", "bold red"), str(error), markup=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from merging import LoramixError
 
-START_SECONDS = 300
+START_SECONDS = 600
 STOP_SECONDS = 60
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -58,7 +59,7 @@ def _verdicts(adapters: Mapping[str, LoraAdapter]) -> dict[str, str | None]:
     for method in METHODS:
         try:
             check_rank(MergeSpec.create(method, terms), ranks_of)
-            lay_out(list(adapters.values()), terms)  # of one shape in every module
+            lay_out(list(adapters.values()), terms, torch.device("cpu"))  # of one shape in every module
             verdicts[method] = None
         except RecipeError as error:
             verdicts[method] = str(error)

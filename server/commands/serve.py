@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from merging import AdapterError, load_adapter
+from merging import AdapterError
 from server.config import Settings
 from server.errors import ConfigError
 from server.sources import adapter_folders
+from server.survey import survey
 
 
 def serve(
@@ -84,11 +85,11 @@ def _survey(settings: Settings) -> tuple[list[int], set[str]]:
     ranks, targets = [], set()
     for _, folder in adapter_folders(settings):
         try:
-            adapter = load_adapter(folder)
+            adapter = survey(folder)
         except AdapterError as error:
             if not settings.skip_bad_adapters:
                 raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
             continue
         ranks.append(adapter.rank)
-        targets |= {name.rpartition(".")[2] for name in adapter.modules}
+        targets |= {name.rpartition(".")[2] for name in adapter.shapes}
     return ranks, targets

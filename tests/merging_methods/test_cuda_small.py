@@ -128,13 +128,13 @@ def test_singular_values_and_vectors(units, spectrum):
         x = (u * sigma) @ v
     u, sigma, v = (y.cpu() for y in svd(x.cuda()))
     wanted = torch.linalg.svdvals(x)
-    assert ((sigma - wanted).abs() <= 1e-5 * wanted[:, :1]).all()
+    assert ((sigma - wanted).abs() <= 3e-5 * wanted[:, :1]).all()
     assert (norm((u * sigma[:, None]) @ v - x, dim=(1, 2)) <= 5e-5 * norm(x, dim=(1, 2))).all()
     sure = int((wanted > 1e-2 * wanted[:, :1]).sum(1).min())
     assert stray(v[:, :sure]) < 2e-4
     assert stray(u.mT[:, :sure]) < 2e-3
     value, vector = (y.cpu() for y in eigh((x @ x.mT).cuda()))
-    assert ((value.sqrt() - wanted).abs() <= 1e-5 * wanted[:, :1]).all()
+    assert ((value.sqrt() - wanted).abs() <= 3e-5 * wanted[:, :1]).all()
     assert (norm((vector * value[:, None]) @ vector.mT - x @ x.mT, dim=(1, 2)) <= 1e-4 * norm(x @ x.mT, dim=(1, 2))).all()
 
 

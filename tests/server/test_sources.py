@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 from harness import tiny_adapter
 
-from merging import AdapterError, save_adapter
+from merging import AdapterError, load_adapter, save_adapter
 from server.catalog import Catalog
 from server.commands.serve import _pairs, _survey
 from server.config import Settings
 from server.errors import ConfigError
 from server.presets import read_presets
 from server.sources import adapter_folders
+from server.survey import survey
 
 
 def test_every_visible_subfolder_of_an_adapters_folder_is_an_adapter(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_before_the_model_is_loaded_ranks_and_targets_are_read_and_broken_adapte
 
 def test_a_preset_is_a_recipe_with_a_name(catalog: Catalog) -> None:
     (spec,) = read_presets({"tutor": "lego-4(math+code)"}, catalog, "cat").values()
-    assert catalog.resolve(spec).rank == 4
+    assert catalog.resolve(spec).spec == spec
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,14 @@ def test_a_preset_that_cannot_be_served_stops_the_start(catalog: Catalog, name: 
     with pytest.raises(ConfigError, match=reason) as raised:
         read_presets({name: recipe}, catalog, "cat")
     assert repr(name) in str(raised.value)
+
+
+def test_an_adapter_is_read_once_until_its_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    monkeypatch.setattr("server.survey.load_adapter", lambda folder: (reads.append(folder), load_adapter(folder))[1])
+    save_adapter(tiny_adapter(4, seed=0), tmp_path / "a")
+    first = survey(tmp_path / "a")
+    assert survey(tmp_path / "a") is first
+    save_adapter(tiny_adapter(2, seed=1), tmp_path / "a", replace=True)
+    assert survey(tmp_path / "a").rank == 2
+    assert len(reads) == 2

@@ -1,0 +1,47 @@
+"""What the server has to know of an adapter: all of it is read and checked once, and only this is kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from merging import load_adapter, ranks
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A checked adapter without its factors.
+
+    Attributes:
+        digest: of its content. nbytes: of its factors.
+        base_model: the name of the base model that it says it was trained on, if it says.
+        ranks: by module. shapes: (d_out, d_in) by module.
+    """
+
+    digest: str
+    nbytes: int
+    base_model: str | None
+    ranks: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, int]]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(self.ranks.values())
+
+
+def survey(folder: Path) -> Survey:
+    """Check the PEFT folder, whole. `loramix serve` asks before the model is loaded and again once it is; it is read once.
+
+    Raises:
+        AdapterError: see load_adapter.
+    """
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return _survey(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@cache
+def _survey(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Survey:
+    adapter = load_adapter(folder)
+    shapes = {name: module.shape for name, module in adapter.modules.items()}
+    return Survey(adapter.digest, adapter.nbytes, adapter.base_model, ranks(adapter), shapes)
