@@ -88,7 +88,8 @@ def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = Fa
             tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.contiguous()
             tensors[f"{PREFIX}{name}.lora_B.weight"] = module.b.contiguous()
         if (broken := _not_finite(tensors)) is not None:
-            raise OutputError(f"{broken} holds infinite values in {tensors[broken].dtype}; merge with --dtype float32")
+            dtype = str(tensors[broken].dtype).removeprefix("torch.")
+            raise OutputError(f"{broken} holds values too large for {dtype}; merge with --dtype float32")
         save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
         (scratch / CONFIG).write_text(json.dumps(_config_of(adapter), indent=2) + "\n")
         if replace and folder.exists():

@@ -21,7 +21,7 @@ def test_a_weight_beyond_any_use_is_refused(method: str) -> None:
 def test_factors_that_overflowed_their_dtype_are_not_saved(tmp_path: Path) -> None:
     large = LoraAdapter({"layers.0.q": LoraModule(torch.ones(2, 8), 10 * torch.ones(4, 2))})
     spec = MergeSpec.create("cat", [Term("a", 1e4)])
-    with pytest.raises(OutputError, match=r"layers\.0\.q\.lora_B\.weight holds infinite .* float16; merge with --dtype float32"):
+    with pytest.raises(OutputError, match=r"layers\.0\.q\.lora_B.* too large for float16; merge with --dtype float32"):
         save_adapter(merge({"a": large}, spec, dtype=torch.float16), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     save_adapter(merge({"a": large}, spec, dtype=torch.float32), tmp_path / "out")  # the remedy works
