@@ -109,7 +109,7 @@ def column(adapter: LoraAdapter, layout: PoolLayout, t: int) -> Column:
         for block in layout.blocks:
             member = block.members[t]
             stack = adapter.stacks[member.stack]
-            rows = np.arange(len(block.modules)) if member.rows is None else np.array(member.rows)
+            rows = np.array(member.rows)
             addresses = [x.data_ptr() + x.stride(0) * x.element_size() * rows for x in (stack.a_LRI, stack.b_LRO)]
             parts.append((*addresses, np.array(stack.scalings)[rows]))
         known[layout, t] = Column(*map(np.concatenate, zip(*parts, strict=True)))

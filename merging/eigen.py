@@ -38,7 +38,7 @@ def eigh(x_PNN: Tensor) -> tuple[Tensor, Tensor]:
 def svd(x_PNN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U, singular values in descending order and Vᵀ of square matrices; float64.
 
-    On a GPU and for N up to 128 from the eigenvectors V of Xᵀ X, with `eigh`'s errors there; U Σ Vᵀ = X V Vᵀ has not those of Σ.
+    On a GPU and for N up to 128 from the eigenvectors V of Xᵀ X, with `eigh`'s errors; U Σ Vᵀ = X V Vᵀ is free of those of Σ.
 
     Raises:
         NotCapturable: as `eigh`.

@@ -15,7 +15,7 @@ from merging.errors import RecipeError
 from merging.term import Term
 
 # Entries of one pool's Gram matrices, so that small problems stay small beside the factors; a GPU likes many at a time.
-_GRAM_ENTRIES = {"cpu": 1 << 15, "cuda": 1 << 24}
+_GRAM_ENTRIES = {"cpu": 1 << 16, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Outline:
 
 @dataclass(frozen=True)
 class Member:
-    """An adapter's part in a block: its place in the merge, the number of its stack, and its rows there (None: all)."""
+    """An adapter's part in a block: its place in the merge, its stack's number, and its rows there, a range if together."""
 
     place: int
     stack: int
-    rows: tuple[int, ...] | None
+    rows: range | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def _blocks(outlines: Sequence[tuple[StackOutline, ...]]) -> list[Block]:
         for place, stack in enumerate(stacks):
             if stack >= 0:
                 rows = tuple(places[place][name][1] for name in names)
-                whole = rows == tuple(range(len(outlines[place][stack].names)))
-                members.append(Member(place, stack, None if whole else rows))
+                together = range(rows[0], rows[0] + len(rows))
+                members.append(Member(place, stack, together if rows == tuple(together) else rows))
         shapes = {(outlines[m.place][m.stack].outputs, outlines[m.place][m.stack].inputs) for m in members}
         if len(shapes) > 1:
             raise RecipeError(
@@ -180,8 +180,5 @@ def _bounded(blocks: Sequence[Block], most: int) -> list[list[Block]]:
 
 
 def _cut(block: Block, start: int, end: int) -> Block:
-    members = [
-        Member(m.place, m.stack, (tuple(range(len(block.modules))) if m.rows is None else m.rows)[start:end])
-        for m in block.members
-    ]
+    members = [Member(m.place, m.stack, m.rows[start:end]) for m in block.members]
     return Block(block.modules[start:end], tuple(members), block.inputs, block.outputs)

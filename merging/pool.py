@@ -131,7 +131,7 @@ def pool_of(
         return pool_on_gpu(layout, adapters, terms)
     a_parts, b_parts = [], []
     for block in layout.blocks:
-        stacks = [(adapters[m.place].stacks[m.stack], None if m.rows is None else list(m.rows)) for m in block.members]
+        stacks = [(adapters[m.place].stacks[m.stack], m.rows) for m in block.members]
         a_parts.append(tuple(Rows(stack.a_LRI, rows) for stack, rows in stacks))
         b_parts.append(tuple(Rows(stack.b_LRO, rows) for stack, rows in stacks))
     coefficient_LT = torch.from_numpy(coefficients(layout, adapters, terms))
@@ -148,7 +148,6 @@ def coefficients(layout: PoolLayout, adapters: Sequence[LoraAdapter], terms: Seq
         for t, member in enumerate(block.members):
             term, scalings = terms[member.place], adapters[member.place].stacks[member.stack].scalings
             weight = [term.at(name) for name in block.modules] if term.by_module else term.weight
-            taken = scalings if member.rows is None else [scalings[row] for row in member.rows]
-            coefficient_LT[start:end, t] = np.multiply(taken, weight)
+            coefficient_LT[start:end, t] = np.multiply([scalings[row] for row in member.rows], weight)
         start = end
     return coefficient_LT

@@ -35,12 +35,28 @@ class Room:
     first_output: int = 0
 
 
+class Stacked:
+    """Stacks (L, K, D), one after another."""
+
+    def __init__(self, stacks: Sequence[Tensor]) -> None:
+        self._stacks = stacks
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Modules of one stack, (L, K, D)."""
+        start = rows.start
+        for x_LKD in self._stacks:
+            if start < len(x_LKD):
+                return x_LKD[start : start + rows.stop - rows.start]
+            start -= len(x_LKD)
+        raise IndexError(rows)
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """One side of some modules' rooms, in the order in which a merge writes them.
 
     Attributes:
-        rooms: (K, D) a module; on side B these are transposed views of tensors (O, K).
+        rooms: (K, D) a module, or whole factors in stacks; on side B transposed views of tensors (O, K).
         first_L, width_L: the window of D that each holds; int32.
         address_L: of each, int64; stride_L: elements from row to row (side A) or from column to column (side B); int32.
         rank: K. dtype: of all.
@@ -48,7 +64,7 @@ class Target:
         progress: told how many modules more are written, if anyone wants to know.
     """
 
-    rooms: Sequence[Tensor]
+    rooms: Sequence[Tensor] | Stacked
     first_L: np.ndarray
     width_L: np.ndarray
     address_L: np.ndarray
@@ -65,11 +81,14 @@ class Target:
         return not any(rest.any() for rest in uneven)
 
     def put(self, rows: slice, x_LKD: Tensor) -> None:
-        """Write merged rows of the modules `rows`, over all of D, and zeros beyond them."""
-        k = x_LKD.shape[1]
-        for room, first, width, x_KD in zip(self.rooms[rows], self.first_L[rows], self.width_L[rows], x_LKD, strict=True):
-            room[:k] = x_KD[:, first : first + width]
-            room[k:] = 0
+        """Write merged rows of the modules `rows`, of one shape, over all of D; and zeros beyond them."""
+        if isinstance(self.rooms, Stacked):
+            self.rooms[rows].copy_(x_LKD)
+        else:
+            k = x_LKD.shape[1]
+            for room, first, width, x_KD in zip(self.rooms[rows], self.first_L[rows], self.width_L[rows], x_LKD, strict=True):
+                room[:k] = x_KD[:, first : first + width]
+                room[k:] = 0
         if self.progress is not None:
             self.progress(len(x_LKD))
 
@@ -168,7 +187,7 @@ class Shelf:
         rank = stacks[0][0].shape[1]
         a, b = [
             Target(
-                _Unbound([pair[side] for pair in stacks]), self._first_L, lies.width_L,
+                Stacked([pair[side] for pair in stacks]), self._first_L, lies.width_L,
                 memory.data_ptr() + memory.itemsize * lies.start_L, lies.stride_L, rank,
                 memory.dtype, side == 1, progress if side else None,
             )
@@ -195,20 +214,3 @@ def shelf(layout: PoolLayout, rank: int) -> Shelf:
         shapes.append((pair[0], pair[1]))
     a, b = [_Side(*map(np.concatenate, zip(*side, strict=True))) for side in lines]
     return Shelf(entries, tuple(shapes), np.zeros(len(layout.modules), np.int32), (a, b))
-
-
-class _Unbound(Sequence[Tensor]):
-    """The modules of some stacks, one after another; taken apart only where somebody looks."""
-
-    def __init__(self, stacks: Sequence[Tensor]) -> None:
-        self._stacks = stacks
-
-    @cached_property
-    def _rooms(self) -> list[Tensor]:
-        return [room for x_LKD in self._stacks for room in x_LKD.unbind(0)]
-
-    def __len__(self) -> int:
-        return sum(map(len, self._stacks))
-
-    def __getitem__(self, place: int | slice) -> Tensor | Sequence[Tensor]:  # type: ignore[override]
-        return self._rooms[place]

@@ -44,16 +44,17 @@ class Side(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Modules of one adapter's stack: factors (L, R, D) of `rows`, or of all; picked out only when they are worked on."""
+    """Modules of one adapter's stack: factors (L, R, D) of `rows`, picked out only when they are worked on."""
 
     stack_LRD: Tensor
-    rows: list[int] | None
+    rows: range | tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.stack_LRD) if self.rows is None else len(self.rows)
+        return len(self.rows)
 
     def __getitem__(self, part: slice) -> Tensor:
-        return self.stack_LRD[part if self.rows is None else self.rows[part]]
+        rows = self.rows[part]
+        return self.stack_LRD[rows.start : rows.stop] if isinstance(rows, range) else self.stack_LRD[list(rows)]
 
 
 @dataclass(frozen=True)
