@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 import uvloop
@@ -43,8 +44,13 @@ def serve(
         adapter_gpu_bytes: of each GPU's memory, to be left to the adapter store.
 
     Raises:
-        ConfigError: for an option that vLLM does not have, or one that loramix sets itself; where no memory is left to vLLM.
+        ConfigError: for an option that vLLM does not have, or one that loramix sets itself; where no memory is left to vLLM;
+            where loramix is on the path, but not installed.
     """
+    if not entry_points(group="vllm.endpoint_plugins", name="loramix"):
+        raise ConfigError(
+            "loramix is not installed here, so that vLLM would serve without it; pip install it, -e . in a checkout"
+        )
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, "loramix"]))
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own command does

@@ -32,3 +32,10 @@ def test_a_cpu_has_no_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_that_leaves_vllm_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"--adapter-gpu-gib 72 .* --gpu-memory-utilization 0\.9"):
         left_on(monkeypatch, 0.9, 72)
+
+
+def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM finds its plugins among installed packages, and would serve without loramix."""
+    monkeypatch.setattr(vllm_launch, "entry_points", lambda **_: ())
+    with pytest.raises(ConfigError, match="not installed"):
+        vllm_launch.serve("model", {}, [], [], 0)
