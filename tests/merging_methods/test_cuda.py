@@ -1,5 +1,7 @@
 """The GPU's paths give what the CPU's give."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from reference.adapters import motley, random_adapter
@@ -47,3 +49,34 @@ def test_equal_keys_give_equal_bytes(method):
     assert_same_bytes(
         merged(method, terms, "cuda", torch.bfloat16).to("cpu"), merged(method, terms[::-1], "cuda", torch.bfloat16).to("cpu")
     )
+
+
+@pytest.mark.parametrize("method", ["core-ties", "lego"])
+def test_a_layout_gives_the_same_bytes_eagerly_captured_and_replayed(method):
+    """core-ties of over 128 units cannot be captured, and stays as it is."""
+    terms = [(random_adapter(s, 40, shapes=WIDE, dtype=torch.bfloat16), 0.5) for s in range(4)]
+    first, *others = [merged(method, terms, "cuda", torch.bfloat16).to("cpu") for _ in range(4)]
+    for other in others:
+        assert_same_bytes(first, other)
+
+
+def test_merges_of_threads_are_captured_while_another_draws_random_numbers():
+    """As an engine's sampler does at every step; torch's own capture would have it fail."""
+    terms = {
+        rank: [(random_adapter(s, rank, shapes=WIDE, dtype=torch.bfloat16), 0.5) for s in range(3)] for rank in (5, 6, 7, 9)
+    }
+    wanted = {rank: merged("lego", some, "cuda", torch.bfloat16).to("cpu") for rank, some in terms.items()}
+
+    def again(rank):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            results = [merged("lego", terms[rank], "cuda", torch.bfloat16) for _ in range(5)]
+            torch.cuda.current_stream().synchronize()
+        return [result.to("cpu") for result in results]
+
+    with ThreadPoolExecutor(len(terms)) as threads:
+        running = {rank: threads.submit(again, rank) for rank in terms}
+        while not all(future.done() for future in running.values()):
+            torch.rand(1000, device="cuda").exponential_()
+    for rank, future in running.items():
+        for result in future.result():
+            assert_same_bytes(wanted[rank], result)
