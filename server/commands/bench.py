@@ -61,7 +61,7 @@ def bench_merge(
             peft = f"{figures[f'{stem}.peft_ms']:.0f}" if f"{stem}.peft_ms" in figures else "–"
             table.add_row(case_name, method, f"{value:.2f}", spread, f"{figures[f'{stem}.floor_ms']:.2f}", peft)
     console.print(table)
-    command = f"loramix bench merge --device {device} " + " ".join(f"--case {text}" for text in chosen)
+    command = "loramix bench merge " + shlex.join(sys.argv[3:])
     console.print(f"written to {runner.save(figures, where, command, out)}")
 
 
