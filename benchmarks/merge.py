@@ -4,8 +4,6 @@ Needs torch and, for the comparison, peft. Adapters are drawn at random on the d
 so that no cache holds the inputs. Times are wall clock with the device synchronised: medians, with the quartiles beside.
 """
 
-import argparse
-import datetime
 import json
 import platform
 import statistics
@@ -19,25 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from merging import LoraAdapter, LoraModule, MergeSpec, Term, merge
+from benchmarks.adapters import random_adapter
+from benchmarks.machine import device_name, hardware, head
+from merging import LoraAdapter, MergeSpec, Term, merge
 from merging.eigen import CUDA_LARGEST
+from server.shapes import ModelShape
 
-_Q, _K, _V, _O = (f"self_attn.{name}_proj" for name in "qkvo")
-_GATE, _UP, _DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
-
-
-def _llama(hidden: int, kv: int, mlp: int) -> dict[str, tuple[int, int]]:
-    """(d_out, d_in) of the linear layers of one block."""
-    return {
-        _Q: (hidden, hidden), _K: (kv, hidden), _V: (kv, hidden), _O: (hidden, hidden),
-        _GATE: (mlp, hidden), _UP: (mlp, hidden), _DOWN: (hidden, mlp),
-    }  # fmt: skip
-
-
-SHAPES = {  # layers, linear layers of one
-    "smollm2-135m": (30, _llama(576, 192, 1536)),
-    "llama-8b": (32, _llama(4096, 1024, 14336)),
-    "llama-70b": (80, _llama(8192, 1024, 28672)),
+SHAPES = {
+    "smollm2-135m": ModelShape(layers=30, hidden=576, query=576, kv=192, mlp=1536),
+    "llama-8b": ModelShape.named("llama-8b"),
+    "llama-70b": ModelShape(layers=80, hidden=8192, query=8192, kv=1024, mlp=28672),
 }
 # PEFT's name for each method, where it has one.
 METHODS: dict[str, str | None] = {
@@ -45,23 +34,16 @@ METHODS: dict[str, str | None] = {
     "svd": "svd", "lego": None, "core-ties": None, "tsv": None, "iso": None,
 }  # fmt: skip
 _DENSITY = 0.5
+_SCALING = 2
 _WARM_UPS = 3  # on a GPU: kernels are compiled in the first merge of a layout, and captured as a graph in the second
 _CACHE_BYTES = 128 << 20  # over any device's last-level cache
 
 
 def adapters_of(shape: str, count: int, rank: int, device: torch.device, seed: int) -> dict[str, LoraAdapter]:
     """Random adapters in bfloat16 on the device, digests known."""
-    layers, linears = SHAPES[shape]
-    generator = torch.Generator(device).manual_seed(seed)
     adapters = {}
     for t in range(count):
-        modules = {}
-        for layer in range(layers):
-            for name, (d_out, d_in) in linears.items():
-                a = torch.randn(rank, d_in, generator=generator, device=device) * d_in**-0.5
-                b = torch.randn(d_out, rank, generator=generator, device=device) * 0.02
-                modules[f"model.layers.{layer}.{name}"] = LoraModule(a.bfloat16(), b.bfloat16(), 2.0)
-        adapters[f"a{t}"] = LoraAdapter(modules).to(device)
+        adapters[f"a{t}"] = random_adapter(SHAPES[shape], rank, 100 * seed + t, device, _SCALING).to(device)
         adapters[f"a{t}"].__dict__["digest"] = f"{seed:08d}{t:02d}"  # content is random: reading it back would take longer
     return adapters
 
@@ -109,7 +91,7 @@ def with_peft(shape: str, sets: list[dict[str, LoraAdapter]], device: torch.devi
     import peft
 
     warnings.filterwarnings("ignore")
-    layers, linears = SHAPES[shape]
+    linears = SHAPES[shape].linears
 
     class Layer(nn.Module):
         def __init__(self) -> None:
@@ -125,10 +107,11 @@ def with_peft(shape: str, sets: list[dict[str, LoraAdapter]], device: torch.devi
 
     base = nn.Module()
     base.model = nn.Module()
-    base.model.layers = nn.ModuleList(Layer() for _ in range(layers))
+    base.model.layers = nn.ModuleList(Layer() for _ in range(SHAPES[shape].layers))
     model: Any = None
     for name, adapter in sets[0].items():
-        config = peft.LoraConfig(r=adapter.rank, lora_alpha=2 * adapter.rank, target_modules=[n.split(".")[1] for n in linears])
+        targets = [linear.split(".")[1] for linear in linears]
+        config = peft.LoraConfig(r=adapter.rank, lora_alpha=_SCALING * adapter.rank, target_modules=targets)
         with torch.device(device):
             if model is None:
                 model = peft.PeftModel(base, config, adapter_name=name, autocast_adapter_dtype=False)
@@ -203,25 +186,15 @@ def measure(
         del sets, first
 
 
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0].partition(':')[2].strip() if names else platform.processor()}, {torch.get_num_threads()} threads"
-
-
 def save(figures: dict[str, float], device: torch.device, command: str, folder: Path) -> Path:
     """Write `merge-<device>.json`; the device is `h100` for an NVIDIA H100, `cpu` for a processor."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("peft", "triton"):
         if package in sys.modules:
             versions[package] = sys.modules[package].__version__
-    name = "cpu" if device.type == "cpu" else hardware(device).split()[1].lower()
-    path = folder / f"merge-{name}.json"
-    record = {
-        "benchmark": "merge", "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware(device),
-        "versions": versions, "command": command, "figures": {key: round(value, 4) for key, value in figures.items()},
-    }  # fmt: skip
+    where = hardware(device)
+    path = folder / f"merge-{device_name(where, device.type)}.json"
+    record = head("merge", where, versions, command) | {"figures": {key: round(value, 4) for key, value in figures.items()}}
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
@@ -231,25 +204,6 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--case", action="append", help="SHAPE.TxRANK, such as llama-8b.4x16; repeatable")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
-    parser.add_argument("--peft-seconds", type=float, default=60.0, help="for PEFT in all")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    given = parser.parse_args()
-    device = torch.device(given.device)
-    cases = [parse_case(text) for text in given.case or (["llama-8b.4x16"] if device.type == "cuda" else ["smollm2-135m.4x8"])]
-    figures = {}
-    for name, value in measure(cases, given.methods.split(","), device, peft_seconds=given.peft_seconds, seconds=given.seconds):
-        figures[name] = value
-        if not name.endswith(("q1_ms", "q3_ms")):
-            print(f"{name:40} {value:10.3f}", flush=True)
-    print(save(figures, device, "loramix bench merge " + " ".join(sys.argv[1:]), given.out))
-
-
 def parse_case(text: str) -> tuple[str, int, int]:
     """`llama-8b.4x16` -> ("llama-8b", 4, 16). Raises ValueError."""
     shape, _, size = text.rpartition(".")
@@ -257,7 +211,3 @@ def parse_case(text: str) -> tuple[str, int, int]:
     if shape not in SHAPES or not (count.isdecimal() and rank.isdecimal()):
         raise ValueError(f"{text!r} is no case; write SHAPE.TxRANK with a shape of {', '.join(SHAPES)}")
     return shape, int(count), int(rank)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.merge import hardware
+from benchmarks.machine import device_name, hardware
 from benchmarks.serving import plots, record
 from benchmarks.serving.bench import Bench
 from benchmarks.serving.client import Client, TrafficError
@@ -64,7 +64,7 @@ def measure(options: Options, say: Callable[[str], None]) -> tuple[Path, list[st
     scale, problems = SCALES[options.device], []
     machine = Machine(options.device, options.tuned)
     where = hardware(torch.device(options.device))
-    path = options.results / f"serve-{record.device_name(where, options.device)}.json"
+    path = options.results / f"serve-{device_name(where, options.device)}.json"
     trials = [trial for trial in TRIALS if trial.part in options.parts and _applies(trial, options)]
     say("writing model and adapters")
     stage = build(options.work, scale, options.model, options.shape, options.tokenizer)

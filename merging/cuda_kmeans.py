@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from merging.cuda_kernels import exact_dot
+
 
 def joint_gram(gram_a_LNN: Tensor, gram_b_LNN: Tensor, fold_a_LN: Tensor, fold_b_LN: Tensor) -> Tensor:
     """Inner products of the units [f_a a; f_b b]: f_a f_aᵀ ∘ G_A + f_b f_bᵀ ∘ G_B, (L, N, N) float64, in one pass."""
@@ -133,8 +135,7 @@ def _kmeans(  # type: ignore[no-untyped-def]  # Triton's own types
 ):  # fmt: skip
     """inertia = Σ_i ‖x_i − μ_label(i)‖² at a local minimum, from G_ij = <x_i, x_j> alone.
 
-    Sums over a cluster's members are products with a matrix of zeros and ones, for which a float32 is three bfloat16
-    terms that add up to it: exact, and on the tensor cores.
+    Sums over a cluster's members are products with a matrix of zeros and ones: by exact_dot, on the tensor cores.
 
     Pointers:
         gram (L, N, N) float32, order (L, N) int32, draws (K, R) float64: read.
@@ -218,13 +219,7 @@ def _kmeans(  # type: ignore[no-untyped-def]  # Triton's own types
                     inside = (rows < points)[:, None] & (columns < points)[None, :]
                     tile = tl.load(gram + rows[:, None] * points + columns[None, :], mask=inside, other=0.0)
                     member = (tl.load(labels + columns)[:, None] == c[None, :]).to(tl.bfloat16)
-                    high = tile.to(tl.bfloat16)
-                    rest = tile - high.to(tl.float32)
-                    middle = rest.to(tl.bfloat16)
-                    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-                    cross = tl.dot(low, member, cross)
-                    cross = tl.dot(middle, member, cross)
-                    cross = tl.dot(high, member, cross)
+                    cross = exact_dot(tile, member, cross)
                 cross = cross * share[None, :]
                 tl.store(crosses + rows[:, None] * KP + c[None, :], cross)
                 own += tl.sum(tl.where(tl.load(labels + rows)[:, None] == c[None, :], cross, 0.0), 0) * share

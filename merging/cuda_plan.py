@@ -19,7 +19,7 @@ from merging.adapter import LoraAdapter
 from merging.assembly import assemble
 from merging.cuda_graph import Graph
 from merging.cuda_sides import CudaSide
-from merging.cuda_tables import Stage, aligned, uniform
+from merging.cuda_tables import Stage, aligned
 from merging.eigen import NotCapturable
 from merging.layout import PoolLayout
 from merging.pool import Pool
@@ -36,11 +36,10 @@ _lock = Lock()
 def run_plan(
     layout: PoolLayout, adapters: Sequence[LoraAdapter], terms: Sequence[Term], spec: MergeSpec, a: Target, b: Target
 ) -> None:
-    """Queue the merge of one pool on the current stream.
+    """Queue the merge of one pool on the current stream, of adapters as `brought` gives them.
 
     Merges follow one another on the device, whichever threads and streams they come from: their small problems share memory.
     """
-    adapters = uniform(adapters)
     factor = adapters[0].stacks[0].a_LRI
     form = _Form(factor.device, factor.dtype, aligned(adapters), a.rank, a.dtype, (a.aligned, b.aligned))
     key = layout, spec.method.name, spec.options, form
@@ -55,8 +54,7 @@ def run_plan(
 
 
 def pool_on_gpu(layout: PoolLayout, adapters: Sequence[LoraAdapter], terms: Sequence[Term]) -> Pool:
-    """A pool to be looked at, with no room for a merge."""
-    adapters = uniform(adapters)
+    """A pool to be looked at, of adapters as `brought` gives them, with no room for a merge."""
     factor = adapters[0].stacks[0].a_LRI
     stage = Stage(len(layout.modules), len(layout.adapters), factor.device)
     stage.fill(layout, adapters, terms)

@@ -1,4 +1,4 @@
-"""One side of a pool's units on the GPU, in Triton: units are read where they lie, all modules in one launch.
+"""One side of a pool's units on the GPU: how the kernels of cuda_kernels.py are launched.
 
 Shape suffixes as in pool.py; D is I or O, P parts of the modules' rows.
 """
@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from merging import cuda_kernels as kernels
 from merging.cuda_elementwise import blend_rows
 from merging.cuda_tables import SideTable, TargetTable, constant
 from merging.elementwise import Blend
@@ -44,7 +45,7 @@ class CudaSide:
         count = len(parts) // 2
         gram_PNN = torch.empty(count, units, units, dtype=torch.float32, device=table.width_L.device)
         peak_LN = torch.zeros(layers, units, dtype=torch.float32, device=table.width_L.device)
-        _gram_of_parts[(count, len(pairs) // 2)](
+        kernels.gram_of_parts[(count, len(pairs) // 2)](
             *_table_arguments(table), constant(parts, gram_PNN.device), constant(pairs, gram_PNN.device), gram_PNN, peak_LN,
             units, len(table.ranks), chunk, count, len(pairs) // 2,
             TILE=tile, BLOCK=block, SYMMETRIC=len(pairs) == 2, num_warps=8 if tile > 64 else 4, num_stages=_STAGES,
@@ -52,13 +53,15 @@ class CudaSide:
         )  # fmt: skip
         gram_LNN = torch.empty(layers, units, units, dtype=torch.float64, device=gram_PNN.device)
         starts = constant(_starts(table.widths, chunk), gram_PNN.device)
-        _sum_of_parts[(layers, triton.cdiv(units * units, 1024))](gram_PNN, starts, gram_LNN, units, TILE=tile, BLOCK=1024)
+        kernels.sum_of_parts[(layers, triton.cdiv(units * units, 1024))](
+            gram_PNN, starts, gram_LNN, units, TILE=tile, BLOCK=1024
+        )
         return gram_LNN, peak_LN.double()
 
     def peak_sign(self) -> Tensor:
         table = self.table
         sign_LN = torch.empty(len(table.widths), sum(table.ranks), dtype=torch.float64, device=table.width_L.device)
-        _peak_sign[tuple(sign_LN.shape)](
+        kernels.peak_sign[tuple(sign_LN.shape)](
             *_table_arguments(table), sign_LN, sign_LN.shape[1], len(table.ranks), BLOCK=1024, **table.constants
         )
         return sign_LN
@@ -66,7 +69,7 @@ class CudaSide:
     def keep(self, scale_LN: Tensor) -> None:
         table, target = self.table, self._target
         units, tile, block = sum(table.ranks), min(64, max(16, triton.next_power_of_2(target.rank))), 128
-        _keep[(len(table.widths), triton.cdiv(max(target.widths), block), triton.cdiv(target.rank, tile))](
+        kernels.keep[(len(table.widths), triton.cdiv(max(target.widths), block), triton.cdiv(target.rank, tile))](
             *_table_arguments(table), scale_LN.float(), *_target_arguments(target), units, len(table.ranks), target.rank,
             TILE=tile, BLOCK=block, num_warps=4, **table.constants, **target.constants,
         )  # fmt: skip
@@ -98,7 +101,7 @@ class CudaSide:
         units, k = sum(table.ranks), t_LKN.shape[1]
         padded = min(64, max(16, triton.next_power_of_2(rank)))
         block = 4096 // padded
-        _mix[(len(table.widths), triton.cdiv(max(table.widths), block), triton.cdiv(rank, padded))](
+        kernels.mix[(len(table.widths), triton.cdiv(max(table.widths), block), triton.cdiv(rank, padded))](
             *_table_arguments(table), t_LKN.float().contiguous(), *room, peak_LK, units, len(table.ranks), k, rank,
             KP=padded, TILE=16, BLOCK=block, KEEP=keep,
             SPLIT=table.dtype == torch.bfloat16, num_warps=4, num_stages=_STAGES, **table.constants, **constants,
@@ -142,199 +145,3 @@ def _starts(widths: tuple[int, ...], chunk: int) -> tuple[int, ...]:
     """The first part of each module, and the end."""
     counts = [triton.cdiv(width, chunk) for width in widths]
     return tuple(sum(counts[:layer]) for layer in range(len(counts) + 1))
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _rows(  # type: ignore[no-untyped-def]  # Triton's own types
-    address_ptr, width, owner_ptr, row_ptr, layer, n, units, adapters, SOURCE: tl.constexpr, ALIGNED: tl.constexpr
-):  # fmt: skip
-    """Pointers to the rows of units n of a module."""
-    owner = tl.load(owner_ptr + n, mask=n < units, other=0)
-    row = tl.load(row_ptr + n, mask=n < units, other=0)
-    pointer = tl.load(address_ptr + layer * adapters + owner).to(tl.pointer_type(SOURCE)) + row.to(tl.int64) * width
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _number(pointer, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A width or a place along D; a multiple of 8 where all are, so that loads may be wide."""
-    number = tl.load(pointer)
-    if ALIGNED:
-        number = tl.multiple_of(number, 8)
-    return number
-
-
-@triton.jit(do_not_specialize=["units", "adapters", "chunk", "parts", "pairs"])  # type: ignore[untyped-decorator]
-def _gram_of_parts(  # type: ignore[no-untyped-def]
-    address_ptr, width_ptr, owner_ptr, row_ptr, part_ptr, pair_ptr, gram_ptr, peak_ptr, units, adapters, chunk, parts, pairs,
-    TILE: tl.constexpr, BLOCK: tl.constexpr, SYMMETRIC: tl.constexpr, SOURCE: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
-    """G_ij = Σ_d x_id x_jd over one part of D, for a pair of tiles on or over the diagonal, and peak_i = max_d |x_id|.
-
-    Pointers:
-        address, width, owner, row: SideTable; part (2, P), pair (2, pairs) int32: read.
-        gram (P, N, N) float32: written; peak (L, N) float32, 0 before: raised.
-    """
-    part = tl.program_id(0).to(tl.int64)
-    layer = tl.load(part_ptr + part).to(tl.int64)
-    first = _number(part_ptr + parts + part, ALIGNED)
-    i = tl.load(pair_ptr + tl.program_id(1))
-    j = tl.load(pair_ptr + pairs + tl.program_id(1))
-    rows = i * TILE + tl.arange(0, TILE)
-    columns = j * TILE + tl.arange(0, TILE)
-    width = _number(width_ptr + layer, ALIGNED)
-    x_row = _rows(address_ptr, width, owner_ptr, row_ptr, layer, rows, units, adapters, SOURCE, ALIGNED)
-    y_row = _rows(address_ptr, width, owner_ptr, row_ptr, layer, columns, units, adapters, SOURCE, ALIGNED)
-    total = tl.zeros((TILE, TILE), tl.float32)
-    peak = tl.zeros((TILE,), tl.float32)
-    for start in range(first, tl.minimum(first + chunk, width), BLOCK):
-        d = start + tl.arange(0, BLOCK)
-        x = tl.load(x_row[:, None] + d[None, :], mask=(rows < units)[:, None] & (d < width)[None, :], other=0.0)
-        if SYMMETRIC:
-            y = x
-        else:
-            y = tl.load(y_row[:, None] + d[None, :], mask=(columns < units)[:, None] & (d < width)[None, :], other=0.0)
-        total = tl.dot(x, tl.trans(y), total, input_precision="ieee")
-        peak = tl.maximum(peak, tl.max(tl.abs(x.to(tl.float32)), 1))
-    out = gram_ptr + (part * units + rows[:, None]) * units + columns[None, :]
-    tl.store(out, total, mask=(rows < units)[:, None] & (columns < units)[None, :])
-    if i == j:
-        tl.atomic_max(peak_ptr + layer * units + rows, peak, mask=rows < units)
-
-
-@triton.jit(do_not_specialize=["units"])  # type: ignore[untyped-decorator]
-def _sum_of_parts(gram_ptr, start_ptr, out_ptr, units, TILE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum over the parts of each module in float64, mirrored below the diagonal tiles. out (L, N, N) float64: written."""
-    layer = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < units * units
-    row, column = place // units, place % units
-    below = row // TILE > column // TILE
-    first = tl.load(start_ptr + layer)
-    source = gram_ptr + first.to(tl.int64) * units * units + tl.where(below, column * units + row, place)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for _ in range(first, tl.load(start_ptr + layer + 1)):
-        total += tl.load(source, mask=inside, other=0.0).to(tl.float64)
-        source += units * units
-    tl.store(out_ptr + layer * units * units + place, total, mask=inside)
-
-
-@triton.jit(do_not_specialize=["units", "adapters"])  # type: ignore[untyped-decorator]
-def _peak_sign(  # type: ignore[no-untyped-def]
-    address_ptr, width_ptr, owner_ptr, row_ptr, sign_ptr, units, adapters,
-    BLOCK: tl.constexpr, SOURCE: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
-    """The sign of each unit's first entry of largest magnitude. sign (L, N) float64: written."""
-    layer = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1)
-    width = _number(width_ptr + layer, ALIGNED)
-    x_row = _rows(address_ptr, width, owner_ptr, row_ptr, layer, n, units, adapters, SOURCE, ALIGNED)
-    peak = tl.full((BLOCK,), -1.0, tl.float32)
-    where = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, width, BLOCK):
-        d = start + tl.arange(0, BLOCK)
-        magnitude = tl.abs(tl.load(x_row + d, mask=d < width, other=0.0).to(tl.float32))
-        where = tl.where(magnitude > peak, d, where)
-        peak = tl.maximum(peak, magnitude)
-    first = tl.min(tl.where(peak == tl.max(peak), where, width - 1))
-    value = tl.load(x_row + first).to(tl.float32)
-    tl.store(sign_ptr + layer * units + n, tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0)).to(tl.float64))
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _put(  # type: ignore[no-untyped-def]
-    y, place_ptr, stride_k_ptr, stride_d_ptr, layer, c, d, rank, window,
-    RESULT: tl.constexpr, UNITS_FAST: tl.constexpr, ROOM_ALIGNED: tl.constexpr,
-):  # fmt: skip
-    """Store entries (c, d) of a module, turned around first where units lie next to each other.
-
-    Stores are wide where Triton knows `rank` to be even enough; so kernels are specialised for it.
-    """
-    room = tl.load(place_ptr + layer).to(tl.pointer_type(RESULT))
-    if ROOM_ALIGNED:
-        room = tl.multiple_of(room, 16)
-    y = y.to(RESULT)
-    if UNITS_FAST:
-        stride = _number(stride_d_ptr + layer, ROOM_ALIGNED)
-        tl.store(room + d[:, None] * stride + c[None, :], tl.trans(y), mask=(d < window)[:, None] & (c < rank)[None, :])
-    else:
-        stride = _number(stride_k_ptr + layer, ROOM_ALIGNED)
-        tl.store(room + c[:, None] * stride + d[None, :], y, mask=(c < rank)[:, None] & (d < window)[None, :])
-
-
-@triton.jit(do_not_specialize=["units", "adapters"])  # type: ignore[untyped-decorator]
-def _keep(  # type: ignore[no-untyped-def]
-    address_ptr, width_ptr, owner_ptr, row_ptr, scale_ptr, place_ptr, stride_k_ptr, stride_d_ptr, first_ptr, window_ptr,
-    units, adapters, rank, TILE: tl.constexpr, BLOCK: tl.constexpr, SOURCE: tl.constexpr, ALIGNED: tl.constexpr,
-    RESULT: tl.constexpr, UNITS_FAST: tl.constexpr, ROOM_ALIGNED: tl.constexpr,
-):  # fmt: skip
-    """y_nd = scale_n x_nd, and zeros from row N on.
-
-    Pointers:
-        address, width, owner, row: SideTable; scale (L, N) float32: read.
-        place, strides, first, window: TargetTable; what it points to: written.
-    """
-    layer = tl.program_id(0).to(tl.int64)
-    window = _number(window_ptr + layer, ROOM_ALIGNED)
-    if tl.program_id(1) * BLOCK < window:
-        d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        c = tl.program_id(2) * TILE + tl.arange(0, TILE)
-        first = _number(first_ptr + layer, ROOM_ALIGNED)
-        width = _number(width_ptr + layer, ALIGNED)
-        x_row = _rows(address_ptr, width, owner_ptr, row_ptr, layer, c, units, adapters, SOURCE, ALIGNED)
-        x = tl.load(x_row[:, None] + (first + d)[None, :], mask=(c < units)[:, None] & (d < window)[None, :], other=0.0)
-        scale = tl.load(scale_ptr + layer * units + c, mask=c < units, other=0.0)
-        y = scale[:, None] * x.to(tl.float32)
-        _put(y, place_ptr, stride_k_ptr, stride_d_ptr, layer, c, d, rank, window, RESULT, UNITS_FAST, ROOM_ALIGNED)
-
-
-@triton.jit(do_not_specialize=["units", "adapters", "k"])  # type: ignore[untyped-decorator]
-def _mix(  # type: ignore[no-untyped-def]
-    address_ptr, width_ptr, owner_ptr, row_ptr, t_ptr, place_ptr, stride_k_ptr, stride_d_ptr, first_ptr, window_ptr, peak_ptr,
-    units, adapters, k, rank, KP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,
-    SPLIT: tl.constexpr, SOURCE: tl.constexpr, ALIGNED: tl.constexpr, RESULT: tl.constexpr, UNITS_FAST: tl.constexpr,
-    ROOM_ALIGNED: tl.constexpr,
-):  # fmt: skip
-    """y_kd = Σ_n t_kn x_nd, kept, with zeros from row K on; or only its peak over d.
-
-    bfloat16 units meet T as three bfloat16 terms that add up to it, so each product is exact in float32.
-
-    Pointers:
-        address, width, owner, row: SideTable; t (L, K, N) float32: read.
-        KEEP: place, strides, first, window: TargetTable; what it points to: written. Else peak (L, K) float32: raised.
-    """
-    layer = tl.program_id(0).to(tl.int64)
-    width = _number(width_ptr + layer, ALIGNED)
-    if KEEP:
-        window = _number(window_ptr + layer, ROOM_ALIGNED)
-        first = _number(first_ptr + layer, ROOM_ALIGNED)
-    else:
-        window = width
-        first = 0
-    if tl.program_id(1) * BLOCK < window:
-        d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        c = tl.program_id(2) * KP + tl.arange(0, KP)
-        total = tl.zeros((KP, BLOCK), tl.float32)
-        for tile in range(0, tl.where(tl.program_id(2) * KP < k, units, 0), TILE):
-            n = tile + tl.arange(0, TILE)
-            x_row = _rows(address_ptr, width, owner_ptr, row_ptr, layer, n, units, adapters, SOURCE, ALIGNED)
-            x = tl.load(x_row[:, None] + (first + d)[None, :], mask=(n < units)[:, None] & (d < window)[None, :], other=0.0)
-            t = tl.load(
-                t_ptr + (layer * k + c[:, None]) * units + n[None, :], mask=(c < k)[:, None] & (n < units)[None, :], other=0.0
-            )
-            if SPLIT:
-                high = t.to(tl.bfloat16)
-                rest = t - high.to(tl.float32)
-                middle = rest.to(tl.bfloat16)
-                low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-                total = tl.dot(low, x, total)
-                total = tl.dot(middle, x, total)
-                total = tl.dot(high, x, total)
-            else:
-                total = tl.dot(t, x.to(tl.float32), total, input_precision="ieee")
-        if KEEP:
-            _put(total, place_ptr, stride_k_ptr, stride_d_ptr, layer, c, d, rank, window, RESULT, UNITS_FAST, ROOM_ALIGNED)
-        else:
-            tl.atomic_max(peak_ptr + layer * k + c, tl.max(tl.abs(total), 1), mask=c < k)

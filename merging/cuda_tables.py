@@ -18,7 +18,7 @@ from torch import Tensor
 
 from merging.adapter import LoraAdapter, Stack, StackedModules
 from merging.layout import PoolLayout
-from merging.pool import owner_of_unit
+from merging.pool import owner_of_unit, scalings, weights
 from merging.room import Target
 from merging.term import Term
 
@@ -110,9 +110,9 @@ def column(adapter: LoraAdapter, layout: PoolLayout, t: int) -> Column:
             member = block.members[t]
             stack = adapter.stacks[member.stack]
             rows = np.array(member.rows)
-            addresses = [x.data_ptr() + x.stride(0) * x.element_size() * rows for x in (stack.a_LRI, stack.b_LRO)]
-            parts.append((*addresses, np.array(stack.scalings)[rows]))
-        known[layout, t] = Column(*map(np.concatenate, zip(*parts, strict=True)))
+            parts.append([x.data_ptr() + x.stride(0) * x.element_size() * rows for x in (stack.a_LRI, stack.b_LRO)])
+        a_L, b_L = map(np.concatenate, zip(*parts, strict=True))
+        known[layout, t] = Column(a_L, b_L, scalings(layout, adapter, t))
     return known[layout, t]
 
 
@@ -153,7 +153,8 @@ def uniform(adapters: Sequence[LoraAdapter]) -> list[LoraAdapter]:
                     Stack(s.names, s.a_LRI.to(dtype).contiguous(), s.b_LRO.to(dtype).contiguous(), s.scalings)
                     for s in adapter.stacks
                 ]
-            )
+            ),
+            adapter.base_model,
         )
         for adapter in adapters
     ]
@@ -191,14 +192,13 @@ class Stage:
         """Say where one merge's factors are, and send it on the current stream. The last copy must be over.
 
         Args:
-            adapters: all of the merge, as `uniform` gives them.
+            adapters: all of the merge, as `pool.brought` gives them.
         """
         for t, place in enumerate(layout.adapters):
-            part, term = column(adapters[place], layout, t), terms[place]
-            weight = np.array([term.at(name) for name in layout.modules]) if term.by_module else term.weight
+            part = column(adapters[place], layout, t)
             self._fields[0][:, t] = part.address_a_L
             self._fields[1][:, t] = part.address_b_L
-            self._fields[2][:, t] = part.scaling_L * weight
+            self._fields[2][:, t] = part.scaling_L * weights(layout, terms[place])
         values = [value for target in targets for value in (target.address_L, target.stride_L, target.first_L, target.width_L)]
         for field, value in zip(self._fields[3:], values, strict=False):
             field[:] = value

@@ -8,7 +8,7 @@ from merging.adapter import LoraAdapter, Stack, StackedModules
 from merging.assembly import assemble
 from merging.errors import RecipeError
 from merging.layout import PoolLayout, lay_out
-from merging.pool import pool_of
+from merging.pool import brought, pool_of
 from merging.room import Rooms, Target, shelf
 from merging.spec import MergeSpec
 from merging.term import Term
@@ -86,7 +86,7 @@ def _prepare(
         term.check(source.modules)
     layouts = lay_out(sources, terms, device)
     _rank(spec, [layout.ranks for layout in layouts])
-    return [source.to(device) for source in sources], terms, layouts
+    return brought(sources, device), terms, layouts
 
 
 def _run(

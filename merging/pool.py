@@ -113,8 +113,18 @@ def pool_units(adapters: Sequence[LoraAdapter], terms: Sequence[Term], device: t
     Raises:
         RecipeError: where two adapters disagree about the shape of a module (they have different base models).
     """
-    adapters = [adapter.to(device) for adapter in adapters]
+    adapters = brought(adapters, device)
     return [pool_of(layout, adapters, terms) for layout in lay_out(adapters, terms, device)]
+
+
+def brought(adapters: Sequence[LoraAdapter], device: torch.device) -> list[LoraAdapter]:
+    """The adapters on the device, as what merges there wants them; those that are so already as they are."""
+    adapters = [adapter.to(device) for adapter in adapters]
+    if device.type == "cuda":
+        from merging.cuda_tables import uniform  # Triton is there with CUDA only
+
+        return uniform(adapters)
+    return adapters
 
 
 def pool_of(
@@ -134,20 +144,18 @@ def pool_of(
         stacks = [(adapters[m.place].stacks[m.stack], m.rows) for m in block.members]
         a_parts.append(tuple(Rows(stack.a_LRI, rows) for stack, rows in stacks))
         b_parts.append(tuple(Rows(stack.b_LRO, rows) for stack, rows in stacks))
-    coefficient_LT = torch.from_numpy(coefficients(layout, adapters, terms))
+    columns = [scalings(layout, adapters[p], t) * weights(layout, terms[p]) for t, p in enumerate(layout.adapters)]
+    coefficient_LT = torch.from_numpy(np.stack(columns, axis=1))
     sides = [TorchSide(tuple(parts), target) for parts, target in zip((a_parts, b_parts), targets, strict=True)]
     return Pool(layout.modules, layout.adapters, layout.ranks, coefficient_LT, *sides)
 
 
-def coefficients(layout: PoolLayout, adapters: Sequence[LoraAdapter], terms: Sequence[Term]) -> np.ndarray:
-    """weight · scaling of each adapter in each module, (L, T) float64."""
-    coefficient_LT = np.empty((len(layout.modules), len(layout.adapters)))
-    start = 0
-    for block in layout.blocks:
-        end = start + len(block.modules)
-        for t, member in enumerate(block.members):
-            term, scalings = terms[member.place], adapters[member.place].stacks[member.stack].scalings
-            weight = [term.at(name) for name in block.modules] if term.by_module else term.weight
-            coefficient_LT[start:end, t] = np.multiply([scalings[row] for row in member.rows], weight)
-        start = end
-    return coefficient_LT
+def scalings(layout: PoolLayout, adapter: LoraAdapter, t: int) -> np.ndarray:
+    """(L,) float64: the scaling of the layout's adapter number `t` in each module."""
+    stacks = [(adapter.stacks[block.members[t].stack], block.members[t].rows) for block in layout.blocks]
+    return np.array([stack.scalings[row] for stack, rows in stacks for row in rows])
+
+
+def weights(layout: PoolLayout, term: Term) -> np.ndarray | float:
+    """(L,) float64: a term's weight in each module; one number where it is the same in all."""
+    return np.array([term.at(name) for name in layout.modules]) if term.by_module else term.weight

@@ -1,11 +1,14 @@
-"""What the server's unit tests share: tiny adapters, an engine that builds when it is told to, and a composer over it."""
+"""What the server's unit tests share: tiny adapters, an engine that builds when it is told to, a composer over it,
+and a gate in front of merges."""
 
 import asyncio
+from threading import Event
+from typing import Any
 
 import torch
 from prometheus_client import CollectorRegistry
 
-from merging import LoraAdapter, LoraModule
+from merging import LoraAdapter, LoraModule, merge_into
 from server.catalog import Catalog, Recipe
 from server.composer import Composer
 from server.engine import Resident
@@ -87,3 +90,25 @@ class Harness:
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
+
+
+class Gate:
+    """In front of every merge into rooms; open until it is closed.
+
+    Attributes:
+        begun: set when a merge has come to it. go_on: set while it is open.
+    """
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = Event(), Event()
+        self.go_on.set()
+
+    def close(self) -> None:
+        """Have the merges from now on wait; `begun` tells of them alone."""
+        self.begun.clear()
+        self.go_on.clear()
+
+    def merge_into(self, *args: Any) -> None:
+        self.begun.set()
+        assert self.go_on.wait(10)
+        merge_into(*args)

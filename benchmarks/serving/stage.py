@@ -1,6 +1,5 @@
 """What lies on disk before servers start: the model, random adapters, and merged ones for vLLM's own loading."""
 
-import itertools
 import json
 import math
 import multiprocessing
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.adapters import random_adapter
 from benchmarks.serving.traffic import recipes
-from merging import LoraAdapter, LoraModule, load_adapter, merge, save_adapter
+from merging import load_adapter, merge, save_adapter
 from server.errors import ConfigError
 from server.grammar import parse_expression
 from server.shapes import CONFIGS, ModelShape
@@ -129,17 +129,6 @@ def _write(work: Path, shape: ModelShape, rank: int, names: Sequence[str], voice
         spec = parse_expression(text, "cat")
         sources = {term.adapter: load_adapter(work / "adapters" / term.adapter) for term in spec.terms}
         save_adapter(merge(sources, spec, device=device).to("cpu"), work / "merged" / name)
-
-
-def random_adapter(shape: ModelShape, rank: int, seed: int, device: torch.device) -> LoraAdapter:
-    """An adapter on all linear layers in bfloat16, small enough to leave a real model able to speak."""
-    generator = torch.Generator(device).manual_seed(seed)
-    modules = {}
-    for layer, (name, (d_out, d_in)) in itertools.product(range(shape.layers), shape.linears.items()):
-        a = torch.randn(rank, d_in, generator=generator, device=device).bfloat16() * d_in**-0.5
-        b = torch.randn(d_out, rank, generator=generator, device=device).bfloat16() * 0.02
-        modules[f"model.layers.{layer}.{name}"] = LoraModule(a, b)
-    return LoraAdapter(modules)
 
 
 def _dummy_model(folder: Path, shape: str, tokenizer: Path) -> Path:

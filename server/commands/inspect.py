@@ -1,7 +1,7 @@
 """`loramix inspect`: what adapters are, and whether and how they can be merged."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,15 +55,24 @@ def _verdicts(adapters: Mapping[str, LoraAdapter]) -> dict[str, str | None]:
     """Why each method cannot merge the adapters; None for those that can."""
     terms = [Term(name) for name in adapters]
     ranks_of = {name: ranks(adapter) for name, adapter in adapters.items()}
+    misfit = _misfit(adapters, terms)
     verdicts: dict[str, str | None] = {}
     for method in METHODS:
         try:
             check_rank(MergeSpec.create(method, terms), ranks_of)
-            lay_out(list(adapters.values()), terms, torch.device("cpu"))  # of one shape in every module
-            verdicts[method] = None
+            verdicts[method] = misfit
         except RecipeError as error:
             verdicts[method] = str(error)
     return verdicts
+
+
+def _misfit(adapters: Mapping[str, LoraAdapter], terms: Sequence[Term]) -> str | None:
+    """Why the adapters do not go together by whatever method: their modules differ in shape."""
+    try:
+        lay_out(list(adapters.values()), terms, torch.device("cpu"))
+    except RecipeError as error:
+        return str(error)
+    return None
 
 
 def _print(facts: Mapping[str, Mapping[str, Any]], verdicts: Mapping[str, str | None]) -> None:

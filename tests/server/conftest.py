@@ -1,10 +1,10 @@
 """Fixtures of the server's unit tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import MODULES, Harness, tiny_adapter
+from harness import MODULES, Gate, Harness, tiny_adapter
 
 from merging import save_adapter
 from server.catalog import Catalog
@@ -20,6 +20,14 @@ def catalog(tmp_path: Path) -> Catalog:
         save_adapter(tiny_adapter(rank, seed, modules), tmp_path / name)
         catalog.add(name, tmp_path / name)
     return catalog
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr("server.merger.merge_into", gate.merge_into)
+    yield gate
+    gate.go_on.set()
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.adapters import random_adapter
+from benchmarks.machine import device_name
 from benchmarks.serving import plots, record
 from benchmarks.serving.parts import TRIALS, Trial, waves
 from benchmarks.serving.servers import SETUPS, Machine
-from benchmarks.serving.stage import SCALES, Stage, build, random_adapter
+from benchmarks.serving.stage import SCALES, Stage, build
 from benchmarks.serving.trace import Answer, Trace, curve, quantile, spread, timeline
 from benchmarks.serving.traffic import Prompts, recipes, zipf
 from merging import load_adapter, save_adapter
@@ -239,7 +241,7 @@ def test_parts_of_several_runs_stand_side_by_side_each_with_its_command(tmp_path
 def test_figures_of_other_hardware_are_not_kept() -> None:
     first = record.merge(None, "NVIDIA H100 80GB HBM3", "one", "storm", {"gap": 1.0}, {})
     assert record.merge(first, "NVIDIA H200", "two", "ttft", {"ttft": 3.0}, {})["figures"] == {"ttft": 3.0}
-    assert record.device_name("NVIDIA H100 80GB HBM3", "cuda") == "h100"
+    assert device_name("NVIDIA H100 80GB HBM3", "cuda") == "h100"
 
 
 def test_plots_are_drawn_of_what_there_is_and_of_nothing_else(tmp_path: Path) -> None:

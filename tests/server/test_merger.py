@@ -1,17 +1,15 @@
 """The merger: merges on helper threads straight into given room, reported by the thread that ran them, whatever happens."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
 from typing import Any
 
 import pytest
 import torch
-from harness import MODULES, tiny_adapter
+from harness import MODULES, Gate, tiny_adapter
 
-from merging import LoraAdapter, MergeSpec, Room, Rooms, Term, load_adapter, merge, merge_into, save_adapter
+from merging import LoraAdapter, MergeSpec, Room, Rooms, Term, load_adapter, merge, save_adapter
 from server import merger as merger_module
 from server.errors import BusyError
 from server.merger import Job, Merger
@@ -50,21 +48,6 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     part = {name: MODULES[name] for name in list(MODULES)[:1]}
     save_adapter(tiny_adapter(2, 5, part), tmp_path / "part")
     return {name: tmp_path / name for name in ("math", "code", "part")}
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
-    """(merging has begun, merging may go on) for every merge from then on."""
-    begun, go_on = Event(), Event()
-
-    def gated(*args: Any) -> None:
-        begun.set()
-        assert go_on.wait(10)
-        merge_into(*args)
-
-    monkeypatch.setattr(merger_module, "merge_into", gated)
-    yield begun, go_on
-    go_on.set()
 
 
 def used_rooms() -> Rooms:
@@ -132,15 +115,15 @@ def test_sources_are_read_once_while_they_fit(bench: Bench, folders: dict[str, P
     assert report["tiers"] == {"host": 2}
 
 
-def test_begin_returns_at_once_and_merges_overlap(bench: Bench, folders: dict[str, Path], gate: tuple[Event, Event]) -> None:
-    begun, go_on = gate
+def test_begin_returns_at_once_and_merges_overlap(bench: Bench, folders: dict[str, Path], gate: Gate) -> None:
+    gate.close()
     bench.begin(job_of(folders, 1, math=1.0))
-    assert begun.wait(10)
-    begun.clear()
+    assert gate.begun.wait(10)
+    gate.begun.clear()
     bench.begin(job_of(folders, 2, code=1.0))
-    assert begun.wait(10)
+    assert gate.begun.wait(10)
     assert bench.reports.empty()
-    go_on.set()
+    gate.go_on.set()
     assert {bench.next()["lora_id"], bench.next()["lora_id"]} == {1, 2}
 
 
@@ -194,15 +177,15 @@ def test_whatever_a_merge_raises_is_reported_and_the_next_one_goes_on(
     assert bench.next()["state"] == "done"
 
 
-def test_a_dropped_merge_ends_before_its_next_phase(bench: Bench, folders: dict[str, Path], gate: tuple[Event, Event]) -> None:
-    begun, go_on = gate
+def test_a_dropped_merge_ends_before_its_next_phase(bench: Bench, folders: dict[str, Path], gate: Gate) -> None:
+    gate.close()
     for lora_id in (1, 2):  # both threads are at work
         bench.begin(job_of(folders, lora_id, math=1.0))
-    assert begun.wait(10)
+    assert gate.begun.wait(10)
     rooms = bench.begin(job_of(folders, 3, code=1.0))
     bench.merger.drop(3)
     bench.merger.drop(99)  # never begun
-    go_on.set()
+    gate.go_on.set()
     reports = {report["lora_id"]: report for report in (bench.next(), bench.next(), bench.next())}
     assert [reports[lora_id]["state"] for lora_id in (1, 2, 3)] == ["done", "done", "dropped"]
     assert reports[3]["tiers"] == {}  # it has not read its source
@@ -223,10 +206,8 @@ def test_a_merge_that_is_dropped_while_it_reads_is_not_merged(
     assert all((room.a_KI == 7).all() for room in rooms.values())
 
 
-def test_a_slot_is_let_go_before_the_report_and_not_before_the_last_write(
-    folders: dict[str, Path], gate: tuple[Event, Event]
-) -> None:
-    begun, go_on = gate
+def test_a_slot_is_let_go_before_the_report_and_not_before_the_last_write(folders: dict[str, Path], gate: Gate) -> None:
+    gate.close()
     bench = Bench()
 
     def report(report: Report) -> None:
@@ -235,9 +216,9 @@ def test_a_slot_is_let_go_before_the_report_and_not_before_the_last_write(
 
     bench.merger._report = report
     rooms = bench.begin(job_of(folders, 1, math=1.0))
-    assert begun.wait(10)
+    assert gate.begun.wait(10)
     bench.merger.drop(1)  # too late
-    go_on.set()
+    gate.go_on.set()
     bench.merger.wait(1)
     assert holds(rooms, offline(folders, "cat", Term("math")))
     assert bench.next()["state"] == "done"

@@ -3,15 +3,14 @@
 import time
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from harness import MODULES, tiny_adapter
+from harness import MODULES, Gate, tiny_adapter
 
-from merging import LoraAdapter, load_adapter, merge_into, save_adapter
+from merging import LoraAdapter, load_adapter, save_adapter
 from server import merger as merger_module
 from server.merger import Job
 
@@ -129,22 +128,6 @@ def jobs(folders: dict[int, Path]) -> dict[int, Job]:
     }  # fmt: skip
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(merging has begun, merging may go on) for every merge while it is closed."""
-    begun, go_on = Event(), Event()
-    go_on.set()
-
-    def gated(*args: Any) -> None:
-        begun.set()
-        assert go_on.wait(10)
-        merge_into(*args)
-
-    monkeypatch.setattr(merger_module, "merge_into", gated)
-    yield begun, go_on
-    go_on.set()
-
-
 def test_the_facts_are_those_of_the_model_and_one_slot_stays_empty_on_the_cpu(bench: Bench) -> None:
     host = bench.facts.pop("host")
     assert host
@@ -160,15 +143,14 @@ def test_sharded_factors_are_refused(bench: Bench) -> None:
 
 
 def test_a_merge_has_its_slot_at_once_and_its_content_when_it_is_reported(
-    bench: Bench, jobs: dict[int, Job], gate: Any
+    bench: Bench, jobs: dict[int, Job], gate: Gate
 ) -> None:
-    begun, go_on = gate
-    go_on.clear()
+    gate.close()
     bench.worker.loramix_begin(jobs[1], None)
-    assert begun.wait(10)
+    assert gate.begun.wait(10)
     assert bench.manager.lora_index_to_id == [1, None, None]
     assert bench.reports.empty()
-    go_on.set()
+    gate.go_on.set()
     report = bench.reports.get(timeout=10)
     assert (report["lora_id"], report["state"]) == (1, "done")
     assert 0 < report["seconds"]["commit"] < 1
@@ -201,17 +183,16 @@ def test_a_failed_merge_is_reported_and_its_slot_is_free_once_the_server_says_so
 
 
 def test_the_slot_of_a_dropped_merge_is_nobodys_before_its_thread_has_let_go(
-    bench: Bench, jobs: dict[int, Job], gate: Any
+    bench: Bench, jobs: dict[int, Job], gate: Gate
 ) -> None:
-    begun, go_on = gate
-    go_on.clear()
+    gate.close()
     bench.worker.loramix_begin(jobs[1], None)
-    assert begun.wait(10)
+    assert gate.begun.wait(10)
     bench.worker.loramix_drop(1)
     assert bench.manager.lora_index_to_id == [1, None, None]
     bench.worker.loramix_begin(jobs[2], None)
     assert bench.manager.lora_index_to_id == [1, 2, None]
-    go_on.set()
+    gate.go_on.set()
     for _ in range(2):
         bench.reports.get(timeout=10)
     bench.worker.loramix_evict(1)
@@ -237,18 +218,16 @@ def test_what_the_engine_asks_for_after_its_eviction_is_merged_again_within_the_
 
 
 def test_a_slot_that_is_being_written_makes_room_only_when_it_no_longer_is(
-    bench: Bench, jobs: dict[int, Job], gate: Any
+    bench: Bench, jobs: dict[int, Job], gate: Gate
 ) -> None:
-    begun, go_on = gate
     for lora_id in (1, 2):
         bench.build(jobs[lora_id])
-    begun.clear()
-    go_on.clear()
+    gate.close()
     bench.worker.loramix_begin(jobs[3], 1)
-    assert begun.wait(10)
+    assert gate.begun.wait(10)
     bench.step(2)  # used since: 3 is the one to make room
     started = time.perf_counter()
-    bench.worker.loramix_merger._threads.submit(lambda: (time.sleep(0.1), go_on.set()))
+    bench.worker.loramix_merger._threads.submit(lambda: (time.sleep(0.1), gate.go_on.set()))
     bench.step(1)
     assert time.perf_counter() - started >= 0.1
     assert bench.serves(1, tiny_adapter(4, 1))
