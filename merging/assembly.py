@@ -55,12 +55,12 @@ def assemble(pool: Pool, assembly: Assembly) -> None:
             pool.a.keep(torch.ones_like(scale_LN))
             pool.b.keep(scale_LN)
         case Mixed(t_a_LKN, t_b_LKN, peak_LK):
+            scale_LK = None
             if peak_LK is not None:
-                now_LK = torch.maximum(pool.a.peak_of_mix(t_a_LKN), pool.b.peak_of_mix(t_b_LKN)).double()
-                ratio_LK1 = torch.where(now_LK > 0, peak_LK / now_LK, 0.0)[:, :, None]
-                t_a_LKN, t_b_LKN = ratio_LK1 * t_a_LKN, ratio_LK1 * t_b_LKN
-            pool.a.mix(t_a_LKN)
-            pool.b.mix(t_b_LKN)
+                now_LK = torch.maximum(pool.a.peak_of_mix(t_a_LKN), pool.b.peak_of_mix(t_b_LKN))
+                scale_LK = torch.where(now_LK > 0, peak_LK / now_LK, 0.0)
+            pool.a.mix(t_a_LKN, scale_LK)
+            pool.b.mix(t_b_LKN, scale_LK)
         case Blended(blend):
             root_LT, sign_LT = pool.coefficient_LT.abs().sqrt(), pool.coefficient_LT.sign()
             device = root_LT.device

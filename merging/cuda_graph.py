@@ -23,6 +23,7 @@ class Graph:
     def __init__(self, work: Callable[[], None], memory: torch.cuda.MemPool) -> None:
         self._memory = memory
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        torch.cuda.current_blas_handle()  # a thread's first product makes its cuBLAS handle, which no capture allows
         with torch.cuda.use_mem_pool(memory), torch.cuda.stream(stream):
             _checked(
                 runtime.cudaStreamBeginCapture(
@@ -31,8 +32,10 @@ class Graph:
             )
             try:
                 work()
-            finally:
-                graph = _checked(runtime.cudaStreamEndCapture(stream.cuda_stream))
+            except BaseException:
+                runtime.cudaStreamEndCapture(stream.cuda_stream)  # its own complaint would hide the cause
+                raise
+            graph = _checked(runtime.cudaStreamEndCapture(stream.cuda_stream))
         self._executable = _checked(runtime.cudaGraphInstantiate(graph, 0))
         _checked(runtime.cudaGraphDestroy(graph))
 

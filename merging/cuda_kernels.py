@@ -167,22 +167,21 @@ def keep(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["units", "adapters", "k"])  # type: ignore[untyped-decorator]
 def mix(  # type: ignore[no-untyped-def]
-    address_ptr, width_ptr, owner_ptr, row_ptr, t_ptr, place_ptr, stride_k_ptr, stride_d_ptr, first_ptr, window_ptr, peak_ptr,
-    units, adapters, k, rank, KP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,
-    SPLIT: tl.constexpr, SOURCE: tl.constexpr, ALIGNED: tl.constexpr, RESULT: tl.constexpr, UNITS_FAST: tl.constexpr,
-    ROOM_ALIGNED: tl.constexpr,
+    address_ptr, width_ptr, owner_ptr, row_ptr, t_ptr, scale_ptr, place_ptr, stride_k_ptr, stride_d_ptr, first_ptr, window_ptr,
+    peak_ptr, units, adapters, k, rank, KP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+    SOURCE: tl.constexpr, ALIGNED: tl.constexpr, RESULT: tl.constexpr, UNITS_FAST: tl.constexpr, ROOM_ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """y_kd = Σ_n t_kn x_nd, kept, with zeros from row K on; or only its peak over d.
+    """y_kd = s_k Σ_n t_kn x_nd, kept, with zeros from row K on; or, given a peak pointer, only its peak over d, s being 1.
 
     bfloat16 units meet T by exact_dot.
 
     Pointers:
-        address, width, owner, row: SideTable; t (L, K, N) float32: read.
-        KEEP: place, strides, first, window: TargetTable; what it points to: written. Else peak (L, K) float32: raised.
+        address, width, owner, row: SideTable; t (L, K, N) float64; scale (L, K) float64, or None for 1: read.
+        peak: (L, K) float32: raised. Where it is None, place, strides, first, window: TargetTable; what it points to: written.
     """
     layer = tl.program_id(0).to(tl.int64)
     width = _number(width_ptr + layer, ALIGNED)
-    if KEEP:
+    if peak_ptr is None:
         window = _number(window_ptr + layer, ROOM_ALIGNED)
         first = _number(first_ptr + layer, ROOM_ALIGNED)
     else:
@@ -196,11 +195,12 @@ def mix(  # type: ignore[no-untyped-def]
             n = tile + tl.arange(0, TILE)
             x_row = _rows(address_ptr, width, owner_ptr, row_ptr, layer, n, units, adapters, SOURCE, ALIGNED)
             x = tl.load(x_row[:, None] + (first + d)[None, :], mask=(n < units)[:, None] & (d < window)[None, :], other=0.0)
-            t = tl.load(
-                t_ptr + (layer * k + c[:, None]) * units + n[None, :], mask=(c < k)[:, None] & (n < units)[None, :], other=0.0
-            )
+            inside = (c < k)[:, None] & (n < units)[None, :]
+            t = tl.load(t_ptr + (layer * k + c[:, None]) * units + n[None, :], mask=inside, other=0.0).to(tl.float32)
             total = exact_dot(t, x, total) if SPLIT else tl.dot(t, x.to(tl.float32), total, input_precision="ieee")
-        if KEEP:
+        if scale_ptr is not None:
+            total *= tl.load(scale_ptr + layer * k + c, mask=c < k, other=0.0).to(tl.float32)[:, None]
+        if peak_ptr is None:
             _put(total, place_ptr, stride_k_ptr, stride_d_ptr, layer, c, d, rank, window, RESULT, UNITS_FAST, ROOM_ALIGNED)
         else:
             tl.atomic_max(peak_ptr + layer * k + c, tl.max(tl.abs(total), 1), mask=c < k)

@@ -74,16 +74,15 @@ class CudaSide:
             TILE=tile, BLOCK=block, num_warps=4, **table.constants, **target.constants,
         )  # fmt: skip
 
-    def mix(self, t_LKN: Tensor) -> None:
+    def mix(self, t_LKN: Tensor, scale_LK: Tensor | None = None) -> None:
         target = self._target
-        peak = torch.empty(0, dtype=torch.float32, device=t_LKN.device)
-        self._mix(t_LKN, target.rank, _target_arguments(target), peak, keep=True, **target.constants)
+        self._mix(t_LKN, target.rank, _target_arguments(target), scale_LK, None, **target.constants)
 
     def peak_of_mix(self, t_LKN: Tensor) -> Tensor:
         peak_LK = torch.zeros(t_LKN.shape[:2], dtype=torch.float32, device=t_LKN.device)
         width_L = self.table.width_L
         unused = (self.table.address_LT, width_L, width_L, width_L, width_L)
-        self._mix(t_LKN, t_LKN.shape[1], unused, peak_LK, keep=False, RESULT=tl.float32, UNITS_FAST=False, ROOM_ALIGNED=True)
+        self._mix(t_LKN, t_LKN.shape[1], unused, None, peak_LK, RESULT=tl.float32, UNITS_FAST=False, ROOM_ALIGNED=True)
         return peak_LK
 
     def blend(self, blend: Blend, weight_LT: Tensor, key_LT: Tensor) -> None:
@@ -95,15 +94,16 @@ class CudaSide:
         return self.target
 
     def _mix(
-        self, t_LKN: Tensor, rank: int, room: tuple[Tensor, ...], peak_LK: Tensor, *, keep: bool, **constants: object
-    ) -> None:
+        self, t_LKN: Tensor, rank: int, room: tuple[Tensor, ...], scale_LK: Tensor | None, peak_LK: Tensor | None,
+        **constants: object,
+    ) -> None:  # fmt: skip
         table = self.table
         units, k = sum(table.ranks), t_LKN.shape[1]
         padded = min(64, max(16, triton.next_power_of_2(rank)))
         block = 4096 // padded
         kernels.mix[(len(table.widths), triton.cdiv(max(table.widths), block), triton.cdiv(rank, padded))](
-            *_table_arguments(table), t_LKN.float().contiguous(), *room, peak_LK, units, len(table.ranks), k, rank,
-            KP=padded, TILE=16, BLOCK=block, KEEP=keep,
+            *_table_arguments(table), t_LKN.contiguous(), scale_LK, *room, peak_LK, units, len(table.ranks), k, rank,
+            KP=padded, TILE=16, BLOCK=block,
             SPLIT=table.dtype == torch.bfloat16, num_warps=4, num_stages=_STAGES, **table.constants, **constants,
         )  # fmt: skip
 

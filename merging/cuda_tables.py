@@ -89,11 +89,10 @@ class Column:
     """One adapter's part in a layout.
 
     Attributes:
-        address_a_L, address_b_L: int64, of its rows in each module. scaling_L: float64.
+        address_2L: int64, of its rows in each module, sides A and B. scaling_L: float64.
     """
 
-    address_a_L: np.ndarray
-    address_b_L: np.ndarray
+    address_2L: np.ndarray
     scaling_L: np.ndarray
 
 
@@ -104,16 +103,16 @@ _columns: WeakKeyDictionary[LoraAdapter, dict[tuple[PoolLayout, int], Column]] =
 def column(adapter: LoraAdapter, layout: PoolLayout, t: int) -> Column:
     """The part of the layout's adapter number `t`."""
     known = _columns.setdefault(adapter, {})
-    if (layout, t) not in known:
+    part = known.get((layout, t))
+    if part is None:
         parts = []
         for block in layout.blocks:
             member = block.members[t]
             stack = adapter.stacks[member.stack]
             rows = np.array(member.rows)
             parts.append([x.data_ptr() + x.stride(0) * x.element_size() * rows for x in (stack.a_LRI, stack.b_LRO)])
-        a_L, b_L = map(np.concatenate, zip(*parts, strict=True))
-        known[layout, t] = Column(a_L, b_L, scalings(layout, adapter, t))
-    return known[layout, t]
+        part = known[layout, t] = Column(np.concatenate(parts, axis=1), scalings(layout, adapter, t))
+    return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +128,15 @@ _lies: WeakKeyDictionary[LoraAdapter, _Lie] = WeakKeyDictionary()
 
 
 def _lie(adapter: LoraAdapter) -> _Lie:
-    if adapter not in _lies:
+    lie = _lies.get(adapter)
+    if lie is None:
         factors = [factor for stack in adapter.stacks for factor in (stack.a_LRI, stack.b_LRO)]
-        _lies[adapter] = _Lie(
+        lie = _lies[adapter] = _Lie(
             frozenset(factor.dtype for factor in factors),
             all(factor.is_contiguous() for factor in factors),
             not any(factor.data_ptr() % 16 for factor in factors),
         )
-    return _lies[adapter]
+    return lie
 
 
 def uniform(adapters: Sequence[LoraAdapter]) -> list[LoraAdapter]:
@@ -173,10 +173,11 @@ class Stage:
     """
 
     def __init__(self, modules: int, adapters: int, device: torch.device) -> None:
-        shapes: list[tuple[torch.dtype, tuple[int, ...]]] = [(torch.int64, (modules, adapters))] * 2
-        shapes += [(torch.float64, (modules, adapters))]
-        shapes += [(torch.int64, (modules,))] + [(torch.int32, (modules,))] * 3  # target of A
-        shapes += [(torch.int64, (modules,))] + [(torch.int32, (modules,))] * 3  # target of B
+        shapes: list[tuple[torch.dtype, tuple[int, ...]]] = [
+            (torch.int64, (2, modules, adapters)), (torch.float64, (modules, adapters)),  # sources, both sides; coefficients
+            (torch.int64, (modules,)), (torch.int32, (3, modules)),  # target of A: addresses, frame
+            (torch.int64, (modules,)), (torch.int32, (3, modules)),  # target of B
+        ]  # fmt: skip
         sizes = [dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes]
         starts = np.cumsum([0, *(-(-size // 16) * 16 for size in sizes)])
         self._host = torch.zeros(int(starts[-1]), dtype=torch.uint8, pin_memory=True)
@@ -184,7 +185,7 @@ class Stage:
         spans = [(slice(start, start + size), *of) for start, size, of in zip(starts, sizes, shapes, strict=False)]
         self._fields = [self._host[span].view(dtype).view(shape).numpy() for span, dtype, shape in spans]
         self._views = [self._device[span].view(dtype).view(shape) for span, dtype, shape in spans]
-        self.coefficient_LT = self._views[2]
+        self.coefficient_LT = self._views[1]
 
     def fill(
         self, layout: PoolLayout, adapters: Sequence[LoraAdapter], terms: Sequence[Term], targets: Sequence[Target] = ()
@@ -196,11 +197,10 @@ class Stage:
         """
         for t, place in enumerate(layout.adapters):
             part = column(adapters[place], layout, t)
-            self._fields[0][:, t] = part.address_a_L
-            self._fields[1][:, t] = part.address_b_L
-            self._fields[2][:, t] = part.scaling_L * weights(layout, terms[place])
-        values = [value for target in targets for value in (target.address_L, target.stride_L, target.first_L, target.width_L)]
-        for field, value in zip(self._fields[3:], values, strict=False):
+            self._fields[0][:, :, t] = part.address_2L
+            self._fields[1][:, t] = part.scaling_L * weights(layout, terms[place])
+        values = [value for target in targets for value in (target.address_L, target.frame_3L)]
+        for field, value in zip(self._fields[2:], values, strict=False):
             field[:] = value
         self._device.copy_(self._host, non_blocking=True)
 
@@ -222,7 +222,7 @@ class Stage:
                 dtype,
                 aligned and not any(width % 8 for width in widths),
             )
-            for address_LT, widths in zip(self._views, (layout.inputs, layout.outputs), strict=False)
+            for address_LT, widths in zip(self._views[0], (layout.inputs, layout.outputs), strict=True)
         ]
         return a, b
 
@@ -230,7 +230,8 @@ class Stage:
         self, layout: PoolLayout, rank: int, dtype: torch.dtype, aligned: tuple[bool, bool]
     ) -> tuple[TargetTable, TargetTable]:
         one_L = constant((1,) * len(layout.modules), self._device.device)
-        place_a_L, stride_a_L, first_a_L, width_a_L, place_b_L, stride_b_L, first_b_L, width_b_L = self._views[3:]
+        place_a_L, frame_a_3L, place_b_L, frame_b_3L = self._views[2:]
+        (stride_a_L, first_a_L, width_a_L), (stride_b_L, first_b_L, width_b_L) = frame_a_3L, frame_b_3L
         return (
             TargetTable(place_a_L, stride_a_L, one_L, first_a_L, width_a_L, layout.inputs, rank, dtype, False, aligned[0]),
             TargetTable(place_b_L, one_L, stride_b_L, first_b_L, width_b_L, layout.outputs, rank, dtype, True, aligned[1]),

@@ -15,7 +15,7 @@ from merging.errors import RecipeError
 from merging.term import Term
 
 # Entries of one pool's Gram matrices, so that small problems stay small beside the factors; a GPU likes many at a time.
-_GRAM_ENTRIES = {"cpu": 1 << 16, "cuda": 1 << 24}
+_GRAM_ENTRIES = {"cpu": 1 << 16, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,10 @@ def lay_out(adapters: Sequence[LoraAdapter], terms: Sequence[Term], device: torc
 
 def _outline(adapter: LoraAdapter, term: Term) -> Outline:
     if not term.by_module:
-        if adapter not in _outlines:
-            _outlines[adapter] = _interned(_stacks(adapter, lambda name: True))
-        return _outlines[adapter]
+        outline = _outlines.get(adapter)
+        if outline is None:
+            outline = _outlines[adapter] = _interned(_stacks(adapter, lambda name: True))
+        return outline
     return _interned(_stacks(adapter, lambda name: term.at(name) != 0))
 
 

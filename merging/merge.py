@@ -43,7 +43,7 @@ def merge(
     sources, terms, layouts = _prepare(adapters, spec, device)
     stacks: list[Stack] = []
     for layout in layouts:
-        room = shelf(layout, spec.method.rank(layout.ranks, spec.options))
+        room = shelf(layout, spec.method.rank(layout.ranks, spec.options), dtype)
         memory = torch.empty(room.entries, dtype=dtype, device=device)
         merged = room.stacks(memory)
         _run(layout, sources, terms, spec, *room.targets(memory, merged, progress))

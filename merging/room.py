@@ -5,8 +5,7 @@ Shape suffixes as in pool.py; D is I or O.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from math import prod
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -57,28 +56,23 @@ class Target:
 
     Attributes:
         rooms: (K, D) a module, or whole factors in stacks; on side B transposed views of tensors (O, K).
-        first_L, width_L: the window of D that each holds; int32.
-        address_L: of each, int64; stride_L: elements from row to row (side A) or from column to column (side B); int32.
+        address_L: of each, int64.
+        frame_3L: int32; of each, the elements from row to row (side A) or from column to column (side B), then the first entry
+            and the number of entries of the window of D that it holds.
         rank: K. dtype: of all.
         units_fast: whether units, not D, lie next to each other in memory (side B).
+        aligned: whether rows lie at multiples of 16 bytes, and windows start and end at multiples of 8 entries.
         progress: told how many modules more are written, if anyone wants to know.
     """
 
     rooms: Sequence[Tensor] | Stacked
-    first_L: np.ndarray
-    width_L: np.ndarray
     address_L: np.ndarray
-    stride_L: np.ndarray
+    frame_3L: np.ndarray
     rank: int
     dtype: torch.dtype
     units_fast: bool
+    aligned: bool
     progress: Callable[[int], None] | None = None
-
-    @cached_property
-    def aligned(self) -> bool:
-        """Whether rows lie at multiples of 16 bytes, and windows start and end at multiples of 8 entries."""
-        uneven = (self.address_L % 16, self.stride_L % (16 // self.dtype.itemsize), self.first_L % 8, self.width_L % 8)
-        return not any(rest.any() for rest in uneven)
 
     def put(self, rows: slice, x_LKD: Tensor) -> None:
         """Write merged rows of the modules `rows`, of one shape, over all of D; and zeros beyond them."""
@@ -86,7 +80,8 @@ class Target:
             self.rooms[rows].copy_(x_LKD)
         else:
             k = x_LKD.shape[1]
-            for room, first, width, x_KD in zip(self.rooms[rows], self.first_L[rows], self.width_L[rows], x_LKD, strict=True):
+            _, first_L, width_L = self.frame_3L[:, rows]
+            for room, first, width, x_KD in zip(self.rooms[rows], first_L, width_L, x_LKD, strict=True):
                 room[:k] = x_KD[:, first : first + width]
                 room[k:] = 0
         if self.progress is not None:
@@ -138,24 +133,32 @@ class Rooms(Mapping[str, Room]):
 
 
 def _target(rooms: list[Tensor], first: list[int], *, units_fast: bool) -> Target:
-    return Target(
-        rooms,
-        np.array(first, np.int32),
-        np.array([room.shape[1] for room in rooms], np.int32),
-        np.array([room.data_ptr() for room in rooms], np.int64),
-        np.array([room.stride(1 if units_fast else 0) for room in rooms], np.int32),
-        rooms[0].shape[0],
-        rooms[0].dtype,
-        units_fast,
-    )
+    address_L = np.array([room.data_ptr() for room in rooms], np.int64)
+    strides = [room.stride(1 if units_fast else 0) for room in rooms]
+    frame_3L = np.array([strides, first, [room.shape[1] for room in rooms]], np.int32)
+    dtype = rooms[0].dtype
+    return Target(rooms, address_L, frame_3L, rooms[0].shape[0], dtype, units_fast, _aligned(address_L, frame_3L, dtype))
+
+
+def _aligned(address_L: np.ndarray, frame_3L: np.ndarray, dtype: torch.dtype) -> bool:
+    stride_L, first_L, width_L = frame_3L
+    return not any((x % y).any() for x, y in ((address_L, 16), (stride_L, 16 // dtype.itemsize), (first_L, 8), (width_L, 8)))
 
 
 class _Side(NamedTuple):
-    """Where one side of the modules lies in a Shelf: first entries, strides between rows (side B: columns), widths."""
+    """Where one side of the modules lies in a Shelf: bytes from its start, and as Target has it."""
 
-    start_L: np.ndarray
-    stride_L: np.ndarray
-    width_L: np.ndarray
+    offset_L: np.ndarray
+    frame_3L: np.ndarray
+    aligned: bool
+
+
+class _Place(NamedTuple):
+    """A stack in flat memory."""
+
+    shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    start: int
 
 
 @dataclass(frozen=True)
@@ -163,33 +166,33 @@ class Shelf:
     """How the merged modules of a layout lie in one flat piece of memory, one block after another; both sides.
 
     Attributes:
-        entries: of all.
-        shapes: of each block's two stacks, with the entry where it starts: A (L, K, I), and B (L, O, K), so that each
-            module's B is contiguous as engines take it.
+        entries: of all. dtype: of all.
+        places: of each block's two stacks, as arguments of `as_strided`: A (L, K, I), and B (L, K, O) with K lying
+            closest, so that each module's B is contiguous as engines take it.
     """
 
     entries: int
-    shapes: tuple[tuple[tuple[int, tuple[int, int, int]], tuple[int, tuple[int, int, int]]], ...]
-    _first_L: np.ndarray
+    dtype: torch.dtype
+    places: tuple[tuple[_Place, _Place], ...]
     _sides: tuple[_Side, _Side]
 
     def stacks(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The stacks a_LKI and b_LKO of each block."""
-        return [
-            (memory[a : a + prod(shape_a)].view(shape_a), memory[b : b + prod(shape_b)].view(shape_b).mT)
-            for (a, shape_a), (b, shape_b) in self.shapes
-        ]
+        return [(memory.as_strided(*a), memory.as_strided(*b)) for a, b in self.places]
 
     def targets(
         self, memory: Tensor, stacks: Sequence[tuple[Tensor, Tensor]], progress: Callable[[int], None] | None
     ) -> tuple[Target, Target]:
-        """All of it, to be written; the progress is that of side B, which comes last."""
-        rank = stacks[0][0].shape[1]
+        """All of it, to be written; the progress is that of side B, which comes last.
+
+        Args:
+            memory: starts at a multiple of 16 bytes, as all of torch's does.
+        """
+        rank, start = stacks[0][0].shape[1], memory.data_ptr()
         a, b = [
             Target(
-                Stacked([pair[side] for pair in stacks]), self._first_L, lies.width_L,
-                memory.data_ptr() + memory.itemsize * lies.start_L, lies.stride_L, rank,
-                memory.dtype, side == 1, progress if side else None,
+                Stacked([pair[side] for pair in stacks]), start + lies.offset_L, lies.frame_3L, rank, self.dtype,
+                side == 1, lies.aligned, progress if side else None,
             )
             for side, lies in enumerate(self._sides)
         ]  # fmt: skip
@@ -197,20 +200,26 @@ class Shelf:
 
 
 @lru_cache(maxsize=256)
-def shelf(layout: PoolLayout, rank: int) -> Shelf:
+def shelf(layout: PoolLayout, rank: int, dtype: torch.dtype) -> Shelf:
     """Room for the merged modules of a layout, each stack at a multiple of 16 bytes."""
-    entries, shapes = 0, []
-    lines: tuple[list[_Side], list[_Side]] = ([], [])
+    entries, places = 0, []
+    starts: tuple[list[int], list[int]] = ([], [])
     for block in layout.blocks:
         count, pair = len(block.modules), []
-        for side, width, shape in (
-            (lines[0], block.inputs, (count, rank, block.inputs)),
-            (lines[1], block.outputs, (count, block.outputs, rank)),
-        ):
-            pair.append((entries, shape))
-            starts_L = entries + rank * width * np.arange(count, dtype=np.int64)
-            side.append(_Side(starts_L, np.full(count, shape[2], np.int32), np.full(count, width, np.int32)))
-            entries += -(-prod(shape) // 8) * 8
-        shapes.append((pair[0], pair[1]))
-    a, b = [_Side(*map(np.concatenate, zip(*side, strict=True))) for side in lines]
-    return Shelf(entries, tuple(shapes), np.zeros(len(layout.modules), np.int32), (a, b))
+        for side, width in enumerate((block.inputs, block.outputs)):
+            size = rank * width
+            starts[side].extend(range(entries, entries + count * size, size))
+            strides = (size, 1, rank) if side else (size, width, 1)
+            pair.append(_Place((count, rank, width), strides, entries))
+            entries += -(-count * size // 8) * 8
+        places.append((pair[0], pair[1]))
+    a, b = [
+        _lying(dtype.itemsize * np.array(starts[side], np.int64), rank if side else widths, widths, dtype)
+        for side, widths in enumerate((layout.inputs, layout.outputs))
+    ]
+    return Shelf(entries, dtype, tuple(places), (a, b))
+
+
+def _lying(offset_L: np.ndarray, stride: int | Sequence[int], widths: Sequence[int], dtype: torch.dtype) -> _Side:
+    frame_3L = np.stack([np.broadcast_to(x, len(widths)) for x in (stride, 0, widths)]).astype(np.int32)
+    return _Side(offset_L, frame_3L, _aligned(offset_L, frame_3L, dtype))

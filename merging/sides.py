@@ -32,8 +32,8 @@ class Side(Protocol):
     def keep(self, scale_LN: Tensor) -> None:
         """Write the units, each times its scale."""
 
-    def mix(self, t_LKN: Tensor) -> None:
-        """Write the mixtures T X."""
+    def mix(self, t_LKN: Tensor, scale_LK: Tensor | None = None) -> None:
+        """Write the mixtures T X, T in float64; each times its scale, float64, if given."""
 
     def peak_of_mix(self, t_LKN: Tensor) -> Tensor:
         """(L, K) float32: the largest magnitude of each mixture; the mixtures themselves are not kept."""
@@ -87,8 +87,8 @@ class TorchSide:
         for rows, x_LND in self._units(torch.float32):
             self._put(rows, scale_LN[rows, :, None] * x_LND)
 
-    def mix(self, t_LKN: Tensor) -> None:
-        t_LKN = t_LKN.float()
+    def mix(self, t_LKN: Tensor, scale_LK: Tensor | None = None) -> None:
+        t_LKN = (t_LKN if scale_LK is None else scale_LK[:, :, None] * t_LKN).float()
         for rows, x_LND in self._units(torch.float32):
             self._put(rows, t_LKN[rows] @ x_LND)
 
