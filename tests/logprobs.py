@@ -1,0 +1,51 @@
+"""Log-probabilities of a text, from a server and from transformers, for the tests of what is served."""
+
+from pathlib import Path
+
+import httpx
+import torch
+from live import LiveServer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from merging import load_adapter
+
+TEXT = (
+    "The ship had been at sea for forty days when the cook, who had never been wrong about the weather, "
+    "looked at the clouds and said that 17 plus 25 makes 42. Nobody on board could say why that mattered."
+)
+# Mean difference of log-probabilities from a float32 reference. In float32 only the order of sums differs (seen: 2e-5);
+# bfloat16 alone makes 0.04 on the plain base model.
+EXACT, ROUNDED = 1e-4, 0.09
+
+
+def base(model: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+
+def with_dense_deltas(model: Path, adapters: Path, weights: dict[str, float]) -> PreTrainedModel:
+    """The base model with Σ w ΔW added to its weights, module by module, in float64."""
+    network = base(model)
+    for name, weight in weights.items():
+        for module, factors in load_adapter(adapters / name).modules.items():
+            target = network.get_submodule(module).weight
+            target.data = (target.data.double() + weight * factors.delta()).float()
+    return network
+
+
+def logprobs_of(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
+    """The log-probability of each token after the first, given those before it."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits[0, :-1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None]).squeeze(1)
+
+
+def served_logprobs(server: LiveServer, recipe: str, tokens: list[int]) -> torch.Tensor:
+    body = {"model": recipe, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 0}
+    choice = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).raise_for_status().json()["choices"][0]
+    return torch.tensor(
+        [position[str(token)]["logprob"] for position, token in zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)]
+    )
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().mean().item()
