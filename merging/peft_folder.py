@@ -14,12 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from merging.adapter import DTYPES, LoraAdapter, LoraModule
+from merging.adapter import DTYPES, LoraAdapter, LoraModule, bits
 from merging.errors import AdapterError, OutputError
 from merging.exchange import exchange
 
@@ -47,18 +48,23 @@ _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def load_adapter(folder: Path | str) -> LoraAdapter:
-    """Read and check a PEFT folder; tensors land on the CPU in the dtype they are stored in.
+    """Read and check a PEFT folder; tensors land on the CPU in the dtype they are stored in, stacked for merging.
 
     Raises:
         AdapterError: naming the folder, what is wrong with it and what to do.
     """
+    return read_adapter(folder).to("cpu")
+
+
+def read_adapter(folder: Path | str) -> LoraAdapter:
+    """As `load_adapter`, each tensor as it lies in the file: all that looking at an adapter takes."""
     folder = Path(folder)
     try:
         config = _read_config(folder)
         modules = _pair(_read_tensors(folder), config)
     except AdapterError as error:
         raise AdapterError(f"adapter {folder}: {error}") from error
-    return LoraAdapter(modules, base_model=config.get("base_model_name_or_path")).to("cpu")  # stacked
+    return LoraAdapter(modules, base_model=config.get("base_model_name_or_path"))
 
 
 def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = False) -> None:
@@ -85,8 +91,8 @@ def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = Fa
         tensors = {}
         for name, module in adapter.modules.items():
             assert module.scaling == 1, f"{name}: fold the scaling into the factors before saving"
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.contiguous()
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = module.b.contiguous()
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.cpu().contiguous()
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = module.b.cpu().contiguous()
         if (broken := _not_finite(tensors)) is not None:
             dtype = str(tensors[broken].dtype).removeprefix("torch.")
             raise OutputError(f"{broken} holds values too large for {dtype}; merge with --dtype float32")
@@ -167,7 +173,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             raise AdapterError(f"weights are pickled ({pickled[0]}), which can run code; save them as {WEIGHTS}")
         raise AdapterError(f"{WEIGHTS} is missing; copy it from where the adapter was saved")
     try:
-        tensors = load_file(path)
+        tensors = load(path.read_bytes())  # not mapped: this process would end if another one cut the file off
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{WEIGHTS} is truncated or not a safetensors file ({error}); copy it again") from error
     for key, tensor in tensors.items():
@@ -179,13 +185,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of a tensor that holds NaN or infinite values, if one does.
-
-    Sums over all tell in one pass; they are looked at one by one only where the sum of all is not finite.
-    """
-    if math.isfinite(sum(float(tensor.sum(dtype=torch.float64)) for tensor in tensors.values())):
-        return None
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    """The name of a tensor that holds NaN or infinite values, if one does: their exponents have all bits set."""
+    for name, tensor in tensors.items():
+        exponent = int(bits(torch.tensor(torch.inf, dtype=tensor.dtype)))
+        if tensor.numel() and (np.bitwise_and(bits(tensor), exponent).max() == exponent):
+            return name
+    return None
 
 
 def _pair(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, LoraModule]:

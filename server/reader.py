@@ -4,7 +4,8 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import NamedTuple
 
-from merging import AdapterError, LoraAdapter, load_adapter
+from merging import AdapterError, LoraAdapter
+from merging.peft_folder import read_adapter
 
 
 class SourceFile(NamedTuple):
@@ -42,10 +43,10 @@ class Reader:
 
 
 def _checked(source: SourceFile) -> LoraAdapter:
-    adapter = load_adapter(source.folder)
+    adapter = read_adapter(source.folder)
     if adapter.digest != source.digest:
         raise AdapterError(
             f"adapter {source.name!r} in {source.folder} has changed since it was checked; "
             "restart the server to serve the new version"
         )
-    return adapter
+    return adapter.to("cpu")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from merging import load_adapter, ranks
+from merging.peft_folder import read_adapter
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def survey(folder: Path) -> Survey:
     """Check the PEFT folder, whole. `loramix serve` asks before the model is loaded and again once it is; it is read once.
 
     Raises:
-        AdapterError: see load_adapter.
+        AdapterError: see read_adapter.
     """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return _survey(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
@@ -42,6 +42,12 @@ def survey(folder: Path) -> Survey:
 
 @cache
 def _survey(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Survey:
-    adapter = load_adapter(folder)
-    shapes = {name: module.shape for name, module in adapter.modules.items()}
-    return Survey(adapter.digest, adapter.nbytes, adapter.base_model, ranks(adapter), shapes)
+    adapter = read_adapter(folder)
+    modules = adapter.modules
+    return Survey(
+        adapter.digest,
+        sum(module.a.nbytes + module.b.nbytes for module in modules.values()),
+        adapter.base_model,
+        {name: module.rank for name, module in modules.items()},
+        {name: module.shape for name, module in modules.items()},
+    )

@@ -199,7 +199,7 @@ def test_a_merge_that_is_dropped_while_it_reads_is_not_merged(
         bench.merger.drop(1)
         return load_adapter(folder)
 
-    monkeypatch.setattr("server.reader.load_adapter", load)
+    monkeypatch.setattr("server.reader.read_adapter", load)
     rooms = bench.begin(job_of(folders, 1, math=1.0))
     report = bench.next()
     assert (report["state"], report["tiers"]) == ("dropped", {"disk": 1})

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from harness import tiny_adapter
 
-from merging import AdapterError, load_adapter, save_adapter
+from merging import AdapterError, save_adapter
+from merging.peft_folder import read_adapter
 from server.catalog import Catalog
 from server.commands.serve import _pairs, _survey
 from server.config import Settings
@@ -88,7 +89,7 @@ def test_a_preset_that_cannot_be_served_stops_the_start(catalog: Catalog, name: 
 
 def test_an_adapter_is_read_once_until_its_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
-    monkeypatch.setattr("server.survey.load_adapter", lambda folder: (reads.append(folder), load_adapter(folder))[1])
+    monkeypatch.setattr("server.survey.read_adapter", lambda folder: (reads.append(folder), read_adapter(folder))[1])
     save_adapter(tiny_adapter(4, seed=0), tmp_path / "a")
     first = survey(tmp_path / "a")
     assert survey(tmp_path / "a") is first

@@ -181,7 +181,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, list[str]]]:
         assert go_on.wait(10)
         return load_adapter(folder)
 
-    monkeypatch.setattr(reader, "load_adapter", load)
+    monkeypatch.setattr(reader, "read_adapter", load)
     yield go_on, read
     go_on.set()
 
