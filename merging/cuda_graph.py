@@ -23,7 +23,8 @@ class Graph:
     def __init__(self, work: Callable[[], None], memory: torch.cuda.MemPool) -> None:
         self._memory = memory
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        torch.cuda.current_blas_handle()  # a thread's first product makes its cuBLAS handle, which no capture allows
+        # A thread's first product makes its cuBLAS handle, which no capture allows.
+        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
         with torch.cuda.use_mem_pool(memory), torch.cuda.stream(stream):
             _checked(
                 runtime.cudaStreamBeginCapture(

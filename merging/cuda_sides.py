@@ -16,7 +16,7 @@ from merging.cuda_elementwise import blend_rows
 from merging.cuda_tables import SideTable, TargetTable, constant
 from merging.elementwise import Blend
 
-_PARTS = 640  # programs that fill any GPU a few times over
+_PARTS = 720  # programs that fill any GPU a few times over
 # With pipelined loads (2 or 3 stages), Triton 3.6 gave Gram matrices of 64 half-precision units that were 1 to 11 % off
 # on an H100 (2026-11-22); with one stage they are right. tests/merging_methods/test_cuda.py holds it.
 _STAGES = 1

@@ -41,6 +41,8 @@ def draw(record: Mapping[str, Any], stem: Path) -> list[Path]:
 
 def _gaps(figure: Any, record: Mapping[str, Any]) -> bool:
     """Left: the longest gap of any stream in each tenth of a second. Right: the share of gaps that are longer."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     course, tail = record["series"].get("gap_course", {}), record["series"].get("gap_tail", {})
     if not course:
         return False
@@ -53,10 +55,13 @@ def _gaps(figure: Any, record: Mapping[str, Any]) -> bool:
         right.plot([gap for _, gap in tail[phase]], [share for share, _ in tail[phase]], lw=1.2, color=colour)
     left.set(xlabel="seconds in the phase", ylabel="longest gap between tokens, ms", yscale="log")
     right.set(xlabel="gap between tokens, ms", ylabel="share of gaps that are longer", xscale="log", yscale="log")
+    medians = [max(gap for share, gap in tail[phase] if share >= 0.5) for phase in course]
+    right.set_xlim(left=0.5 * min(medians))  # what matters is the tail
     for axis in (left.yaxis, right.xaxis):
-        for format_ticks in (axis.set_major_formatter, axis.set_minor_formatter):
-            format_ticks("{x:g}")
-        axis.set_tick_params(which="both", labelsize=7)
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_tick_params(labelsize=7)
     figure.legend(loc="outside lower center", ncols=3, fontsize=7)
     return True
 
