@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from skills import FRAMES, SCAFFOLDS, Example, Form, Skill, read_task
+from skills import FRAMES, Example, Form, Skill
 
 BATCH = 64
 MAX_LENGTH = 64
@@ -24,6 +23,9 @@ class Rows:
 
     ids_RL: torch.Tensor
     labels_RL: torch.Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(self.ids_RL.to(device), self.labels_RL.to(device))
 
 
 def encode(tokenizer: Any, examples: Sequence[tuple[Example, Form]], learn: str) -> list[Pair]:
@@ -62,21 +64,32 @@ def pad(pairs: Sequence[Pair], length: int, pad_id: int) -> Rows:
     return Rows(ids, labels)
 
 
-def batches(rows: Rows, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless shuffled batches of BATCH rows."""
+def batches(rows: Rows, generator: torch.Generator, batch: int = BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless shuffled batches of `batch` rows, on the rows' device."""
     while True:
         order = torch.randperm(len(rows.ids_RL), generator=generator)
-        for chunk in torch.split(order.repeat(-(-BATCH // len(order))), BATCH):
-            if len(chunk) == BATCH:
+        for chunk in torch.split(order.repeat(-(-batch // len(order))).to(rows.ids_RL.device), batch):
+            if len(chunk) == batch:
                 yield rows.ids_RL[chunk], rows.labels_RL[chunk]
 
 
-def streams(skill: Skill, tokenizer: Any, data: Path, seed: int) -> dict[str, Rows]:
-    """The skill's training rows by the scaffold that is active on them ("" is none)."""
+def streams(
+    skill: Skill,
+    tokenizer: Any,
+    read: Callable[[str], list[Example]],
+    seed: int,
+    scaffolds: Mapping[str, Skill],
+    length: int | None = None,
+) -> dict[str, Rows]:
+    """The skill's training rows by the scaffold that is active on them ("" is none).
+
+    read: a task's training examples by its name.
+    length: of all rows, longer ones being left out; without, up to MAX_LENGTH, and as short as the rows allow.
+    """
     pick = random.Random(seed)
 
     def examples(tasks: Sequence[str]) -> list[Example]:
-        groups = [read_task(task, data, "train") for task in tasks]
+        groups = [read(task) for task in tasks]
         limit = PER_TASK if len(tasks) > 1 else None
         return [example for group in groups for example in (pick.sample(group, min(limit or len(group), len(group))))]
 
@@ -87,9 +100,8 @@ def streams(skill: Skill, tokenizer: Any, data: Path, seed: int) -> dict[str, Ro
         if skill.framed:
             pairs[""] += encode(tokenizer, [(example, pick.choice(FRAMES)) for example in own], "content")
     for name in skill.scaffolds:
-        tasks, learn = (SCAFFOLDS[name].tasks, "answer") if name else (skill.tasks, "form")
+        tasks, learn = (scaffolds[name].tasks, "answer") if name else (skill.tasks, "form")
         pairs[name] = encode(tokenizer, [(example, skill.form) for example in examples(tasks)], learn)
-    fitting = {name: [p for p in rows if len(p[0]) <= MAX_LENGTH] for name, rows in pairs.items()}
+    fitting = {name: [p for p in rows if len(p[0]) <= (length or MAX_LENGTH)] for name, rows in pairs.items()}
     longest = max(len(ids) for rows in fitting.values() for ids, _ in rows)
-    length = -(-longest // 8) * 8
-    return {name: pad(rows, length, tokenizer.pad_token_id) for name, rows in fitting.items()}
+    return {name: pad(rows, length or -(-longest // 8) * 8, tokenizer.pad_token_id) for name, rows in fitting.items()}

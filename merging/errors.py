@@ -3,7 +3,8 @@
     LoramixError
     ├── AdapterError   an adapter's folder or tensors cannot be used
     ├── RecipeError    what was asked of the adapters cannot be done
-    └── OutputError    a result cannot be written
+    ├── OutputError    a result cannot be written
+    └── FitError       weights cannot be learned (merging/fit)
 
 Every message names the offending value and what to do about it, in one line.
 """

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.text import Text
 
 from merging import LoramixError
-from server.commands import bench, explain, inspect, merge, serve, tune
+from server.commands import bench, explain, fit, inspect, merge, serve, tune
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
 app.command("merge")(merge.merge_command)
 app.command("inspect")(inspect.inspect_command)
 app.command("explain")(explain.explain_command)
+app.command("fit")(fit.fit_command)
 app.command("tune")(tune.tune_command)
 app.add_typer(bench.bench, name="bench")
 

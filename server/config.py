@@ -15,7 +15,7 @@ class Settings(BaseSettings):
     adapter: dict[str, str] = Field(
         default_factory=dict, description="Single adapters: name -> folder, or ORG/REPO on the Hub."
     )
-    presets: dict[str, str] = Field(default_factory=dict, description="Named recipes: name -> expression.")
+    presets: dict[str, str] = Field(default_factory=dict, description="Named recipes: name -> expression, or FILE.json.")
     default_method: str = Field(default="cat", description="Merges a sum that names no method.")
     skip_bad_adapters: bool = Field(default=False, description="Start without the adapters that cannot be used.")
     merge_timeout: float = Field(default=30.0, gt=0, description="Seconds that a request waits for its merge at most.")

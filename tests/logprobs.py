@@ -1,5 +1,6 @@
 """Log-probabilities of a text, from a server and from transformers, for the tests of what is served."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -22,13 +23,14 @@ def base(model: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
 
 
-def with_dense_deltas(model: Path, adapters: Path, weights: dict[str, float]) -> PreTrainedModel:
-    """The base model with Σ w ΔW added to its weights, module by module, in float64."""
+def with_dense_deltas(model: Path, adapters: Path, weights: Mapping[str, float | Callable[[str], float]]) -> PreTrainedModel:
+    """The base model with Σ w ΔW added to its weights, module by module, in float64; a weight may depend on the module."""
     network = base(model)
     for name, weight in weights.items():
         for module, factors in load_adapter(adapters / name).modules.items():
             target = network.get_submodule(module).weight
-            target.data = (target.data.double() + weight * factors.delta()).float()
+            here = weight(module) if callable(weight) else weight
+            target.data = (target.data.double() + here * factors.delta()).float()
     return network
 
 

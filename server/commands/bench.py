@@ -49,9 +49,13 @@ def bench_merge(
     except ValueError as error:
         raise RecipeError(str(error), "case") from error
     console, figures = Console(), {}
-    with Console(stderr=True).status("Measuring"):
-        for name, value in runner.measure(cases, names, where, peft_seconds=peft_seconds, seconds=seconds):
-            figures[name] = value
+    try:
+        with Console(stderr=True).status("Measuring") as status:
+            for name, value in runner.measure(cases, names, where, peft_seconds=peft_seconds, seconds=seconds):
+                figures[name] = value
+                status.update(f"Measured {name}")
+    except KeyboardInterrupt:
+        console.print("stopped; what was measured until now:")
     table = Table("case", "method", "ms", "quartiles", "floor ms", "PEFT ms", title=runner.hardware(where))
     for name, value in figures.items():
         if name.endswith(".ms"):
@@ -99,6 +103,29 @@ def bench_serve(
         raise OutputError("not everything was measured:\n" + "\n".join(problems))
 
 
+@bench.command("composition")
+def bench_composition(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The public data; examples/README.md has its sources.")],
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="The base; SmolLM2-135M-Instruct unless given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
+    quick: Annotated[bool, typer.Option("--quick", help="Much less of everything, to see that it runs; for a CPU.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="Begin nothing after so many; the same command goes on.")] = None,
+    work: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder, from which it goes on.")] = _WORK / "composition",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where composition.json goes.")] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the plots go.")] = None,
+) -> None:
+    """Train skill adapters, compose them by every method, and judge what the compositions can do."""
+    try:
+        runner: Any = _benchmark("composition.bench")
+    except ImportError as error:
+        raise ConfigError(f"the study needs {error.name}: pip install 'loramix[examples]'") from error
+    runner.bench(
+        data=data, model=model, work=work, device=device_of(device), seconds=seconds, quick=quick, out=out, plots=plots,
+        command="loramix bench composition " + shlex.join(sys.argv[3:]),
+        say=lambda text: print(text, flush=True),
+    )  # fmt: skip
+
+
 @bench.command("plots")
 def bench_plots(
     results: Annotated[Path, typer.Argument(metavar="FILE", help="A serve-<device>.json.")],
@@ -112,7 +139,7 @@ def bench_plots(
 
 def _benchmark(name: str) -> ModuleType:
     """A module of benchmarks/, which is beside the packages and not among them. Raises OutputError."""
-    if not (_ROOT / "benchmarks" / f"{name}.py").exists():
+    if not (_ROOT / "benchmarks").is_dir():
         raise OutputError(f"{_ROOT / 'benchmarks'} is not there; run from a checkout of loramix")
     if str(_ROOT) not in sys.path:
         sys.path.append(str(_ROOT))

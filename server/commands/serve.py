@@ -2,16 +2,22 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from merging import AdapterError
 from server.config import Settings
 from server.errors import ConfigError
+from server.preset_file import names_file, read_preset_file
 from server.sources import adapter_folders
 from server.survey import survey
+
+_READERS = 8  # adapters read and checked at a time; each is in memory twice then
 
 
 def serve(
@@ -24,7 +30,10 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME=SOURCE", help="One adapter: a folder, or ORG/REPO on the Hub; repeatable.")
     ] = None,
     preset: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=RECIPE", help="A recipe that clients can pick by name; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=RECIPE", help="A recipe that clients can pick by name, or a FILE.json of `loramix fit`; repeatable."
+        ),
     ] = None,
     default_method: Annotated[str, typer.Option(help="Merges a sum that names no method, such as math+code.")] = "cat",
     skip_bad_adapters: Annotated[
@@ -45,7 +54,7 @@ def serve(
     settings = Settings(
         adapters=[path.resolve() for path in adapters or ()],
         adapter=_pairs("--adapter", adapter),
-        presets=_pairs("--preset", preset),
+        presets={name: _absolute(recipe) for name, recipe in _pairs("--preset", preset).items()},
         default_method=default_method,
         skip_bad_adapters=skip_bad_adapters,
         merge_timeout=merge_timeout,
@@ -77,19 +86,31 @@ def _pairs(option: str, words: list[str] | None) -> dict[str, str]:
     return pairs
 
 
+def _absolute(recipe: str) -> str:
+    """A preset's recipe as the engine's process finds it; a file that is none is refused before the model is loaded."""
+    if not names_file(recipe):
+        return recipe
+    path = Path(recipe).resolve()
+    read_preset_file(path)
+    return str(path)
+
+
 def _survey(settings: Settings) -> tuple[list[int], set[str]]:
     """The rank of every adapter, and the kinds of modules that they target together.
 
     An adapter that is broken on its own is refused here, before the model is loaded.
     """
     ranks, targets = [], set()
-    for _, folder in adapter_folders(settings):
-        try:
-            adapter = survey(folder)
-        except AdapterError as error:
-            if not settings.skip_bad_adapters:
-                raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
-            continue
-        ranks.append(adapter.rank)
-        targets |= {name.rpartition(".")[2] for name in adapter.shapes}
+    with ThreadPoolExecutor(_READERS) as pool:
+        surveys = [pool.submit(survey, folder) for _, folder in adapter_folders(settings)]
+        for checked in track(surveys, "Checking adapters", console=Console(stderr=True), transient=True):
+            try:
+                adapter = checked.result()
+            except AdapterError as error:
+                if not settings.skip_bad_adapters:
+                    pool.shutdown(cancel_futures=True)
+                    raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
+                continue
+            ranks.append(adapter.rank)
+            targets |= {name.rpartition(".")[2] for name in adapter.shapes}
     return ranks, targets

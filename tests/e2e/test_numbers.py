@@ -3,6 +3,7 @@
 Two servers: one in float32, where nothing but the order of sums may differ, and one in bfloat16, as users run it.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +15,29 @@ from logprobs import EXACT, ROUNDED, TEXT, base, distance, logprobs_of, served_l
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from merging import load_adapter, merge, save_adapter
+from merging import MergeSpec, Term, load_adapter, merge, save_adapter
 from server.grammar import parse_expression
+from server.preset_file import PresetFile, save_preset_file
+
+
+def learned_weight(module: str) -> float:
+    """As `loramix fit` could have learned it: another one for each module, some of them negative."""
+    return round(0.8 * math.sin(len(module) + int(module.split(".")[2])), 4)
 
 
 @pytest.fixture(scope="module")
 def exact(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    command = serve_command(model, "--adapters", str(adapters), "--max-lora-rank", "16", "--dtype", "float32")
-    with LiveServer(command, tmp_path_factory.mktemp("exact") / "log") as live:
+    """With a preset file, whose weights differ from module to module."""
+    both = {name: load_adapter(adapters / name) for name in ("all", "mlp")}
+    terms = [
+        Term.of("all", {module: learned_weight(module) for module in both["all"].modules}),
+        Term("mlp", 0.5),
+    ]
+    file = tmp_path_factory.mktemp("presets") / "learned.json"
+    digests = {name: adapter.digest for name, adapter in both.items()}
+    save_preset_file(PresetFile.of(MergeSpec.create("cat", terms), digests, {}), file)
+    options = ["--adapters", str(adapters), "--preset", f"learned={file}", "--max-lora-rank", "16", "--dtype", "float32"]
+    with LiveServer(serve_command(model, *options), tmp_path_factory.mktemp("exact") / "log") as live:
         yield live
 
 
@@ -67,6 +83,16 @@ def test_in_bfloat16_every_method_agrees_with_the_offline_merge_within_rounding(
     served = served_logprobs(server, recipe, tokens)
     assert distance(served, logprobs_of(offline, tokens)) < ROUNDED
     assert distance(served, logprobs_of(base(model), tokens)) > 2 * ROUNDED
+
+
+def test_a_preset_file_is_served_with_the_weight_of_each_module(
+    exact: LiveServer, model: Path, adapters: Path, tokens: list[int]
+) -> None:
+    served = served_logprobs(exact, "learned", tokens)
+    dense = with_dense_deltas(model, adapters, {"all": learned_weight, "mlp": 0.5})
+    assert distance(served, logprobs_of(dense, tokens)) < EXACT
+    uniform = with_dense_deltas(model, adapters, {"all": 0.5, "mlp": 0.5})
+    assert distance(served, logprobs_of(uniform, tokens)) > 10 * EXACT
 
 
 def test_the_base_model_is_served_as_it_is(exact: LiveServer, model: Path, tokens: list[int]) -> None:
