@@ -4,19 +4,21 @@ from collections.abc import Mapping
 
 import torch
 
-from merging import LoraAdapter, LoraModule, MergeSpec, Term, check_rank
+from merging import METHODS, LoraAdapter, LoraModule, MergeSpec, Term, check_rank
 
-_METHODS = ("lego", "svd")  # beside the server's default: what most kernels are for
 _COUNTS = (2, 4)  # adapters in a recipe
 
 
 def likely_specs(default_method: str, ranks: Mapping[str, int], max_rank: int) -> list[MergeSpec]:
-    """Recipes of a few adapters, all with modules of these `ranks`, as far as the result fits `max_rank`."""
-    specs = [
-        MergeSpec.create(method, [Term(f"copy-{number}") for number in range(count)])
-        for method in dict.fromkeys([default_method, *_METHODS])
-        for count in _COUNTS
-    ]
+    """One adapter as it is, and recipes of a few by every method, the default first, as far as the result fits `max_rank`.
+
+    A method that is first asked for while others decode would compile its kernels beside them.
+
+    Args:
+        ranks: of the modules of all adapters.
+    """
+    recipes = [("cat", 1), *((method, count) for method in dict.fromkeys([default_method, *METHODS]) for count in _COUNTS)]
+    specs = [MergeSpec.create(method, [Term(f"copy-{number}") for number in range(count)]) for method, count in recipes]
     return [spec for spec in specs if check_rank(spec, {term.adapter: ranks for term in spec.terms}) <= max_rank]
 
 

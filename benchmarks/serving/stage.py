@@ -60,7 +60,7 @@ class Scale:
 
 SCALES = {
     "cuda": Scale(
-        rank=16, adapters=50, hot=8, terms=4, streams=8, voices=4, slots=8, loads=12, every=0.1, clients=16,
+        rank=16, adapters=50, hot=8, terms=4, streams=8, voices=4, slots=16, loads=12, every=0.1, clients=16,
         population=1000, length=4096, prompt=32,
     ),
     "cpu": Scale(

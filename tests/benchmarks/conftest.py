@@ -35,7 +35,7 @@ def _tiny_model(seed: int = 0, hidden: int = 32) -> Any:
     return LlamaForCausalLM(config).float().eval()
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
     """Of torch: for matrices this small more of them only get in each other's way."""
     threads = torch.get_num_threads()

@@ -7,18 +7,19 @@ from merging import METHODS
 from server.warm_up import likely_adapter, likely_specs
 
 
-def test_the_servers_default_and_two_more_methods_are_warmed_up_as_far_as_the_result_fits() -> None:
+def test_every_method_is_warmed_up_as_far_as_the_result_fits_the_default_first() -> None:
     ranks = dict.fromkeys(MODULES, 8)
 
     def recipes(default: str, max_rank: int) -> list[tuple[str, int]]:
         return [(spec.method.name, len(spec.terms)) for spec in likely_specs(default, ranks, max_rank)]
 
-    others = [("lego", 2), ("lego", 4), ("svd", 2), ("svd", 4)]
-    assert recipes("cat", 32) == [("cat", 2), ("cat", 4), *others]
-    assert recipes("cat", 16) == [("cat", 2), *others]
-    assert recipes("svd", 16) == [*others[2:], *others[:2]]
+    every = {("cat", 1), *((method, count) for method in METHODS for count in (2, 4))}
     for method in METHODS:
-        assert recipes(method, 64)[:2] == [(method, 2), (method, 4)]
+        assert recipes(method, 32)[:3] == [("cat", 1), (method, 2), (method, 4)]
+        assert set(recipes(method, 32)) == every
+        assert len(recipes(method, 32)) == len(every)
+    assert set(recipes("svd", 16)) == every - {("cat", 4)}
+    assert set(recipes("svd", 8)) == every - {("cat", 2), ("cat", 4)}
 
 
 def test_the_adapter_has_the_models_modules_and_is_not_zero() -> None:
