@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,16 +88,17 @@ async def measure(client: AsyncOpenAI, row: Row, examples: list[Example]) -> Sco
     return Score(row.model, row.skill, name, right, in_form, len(examples))
 
 
-async def run(url: str, base: str | None, data: Path, items: int) -> list[Score]:
-    """Measure every row, one after the other, under a progress bar."""
+async def run(url: str, base: str | None, data: Path, items: int, done: Callable[[Score], None]) -> None:
+    """Measure every row, one after the other, under a progress bar; `done` is told each."""
     examples = {skill: read_task(task, data, "test")[:items] for skill, task in TASKS.items()}
     async with AsyncOpenAI(base_url=url, api_key="none") as client:
         base = base or (await client.models.list()).data[0].id
-        return [await measure(client, row, examples[row.skill]) async for row in tqdm(rows(base), unit="row")]
+        async for row in tqdm(rows(base), unit="row"):
+            done(await measure(client, row, examples[row.skill]))
 
 
 def main() -> None:
-    """Measure, print a table, and write the scores as JSON if asked to."""
+    """Measure; each row is printed, and written as JSON if asked to, as it comes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server's OpenAI route")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the public data")
@@ -104,15 +106,19 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100, help="questions a row (default 100)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
     options = parser.parse_args()
+    scores: list[Score] = []
+
+    def done(s: Score) -> None:
+        scores.append(s)
+        tqdm.write(f"{s.model:44} {s.skill:7} {s.form:7} {100 * s.right / s.items:8.1f} {100 * s.in_form / s.items:10.1f}")
+        if options.json:
+            options.json.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n", encoding="utf-8")
+
+    print(f"{'model':44} {'asked':7} {'form':7} {'right %':>8} {'in form %':>10}")
     try:
-        scores = asyncio.run(run(options.url, options.base, options.data, options.items))
+        asyncio.run(run(options.url, options.base, options.data, options.items, done))
     except (APIError, DataError) as error:
         sys.exit(f"evaluate.py: {options.url}: {error}" if isinstance(error, APIError) else f"evaluate.py: {error}")
-    print(f"{'model':44} {'asked':7} {'form':7} {'right %':>8} {'in form %':>10}")
-    for s in scores:
-        print(f"{s.model:44} {s.skill:7} {s.form:7} {100 * s.right / s.items:8.1f} {100 * s.in_form / s.items:10.1f}")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
