@@ -192,7 +192,7 @@ def _check_number(key: str, value: object) -> None:
 
 def _parse_tensors(content: bytes) -> dict[str, Tensor]:
     try:
-        tensors = load(content)
+        tensors = dict(sorted(load(content).items()))  # they come in any order; the first complaint is to be the same each time
     except SafetensorError as error:
         raise AdapterError(f"{WEIGHTS} is truncated or not a safetensors file ({error}); copy it again") from error
     for key, tensor in tensors.items():
