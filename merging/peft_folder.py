@@ -60,11 +60,19 @@ def read_adapter(folder: Path | str) -> LoraAdapter:
     """As `load_adapter`, each tensor as it lies in the file: all that looking at an adapter takes."""
     folder = Path(folder)
     try:
-        config = _read_config(folder)
-        modules = _pair(_read_tensors(folder), config)
+        return parse_adapter(*_read_files(folder))
     except AdapterError as error:
         raise AdapterError(f"adapter {folder}: {error}") from error
-    return LoraAdapter(modules, base_model=config.get("base_model_name_or_path"))
+
+
+def parse_adapter(config: bytes, weights: bytes) -> LoraAdapter:
+    """The adapter of a folder's two files, checked as `load_adapter` does, each tensor as it lies in the file.
+
+    Raises:
+        AdapterError: what is wrong and what to do.
+    """
+    settings = _parse_config(config)
+    return LoraAdapter(_pair(_parse_tensors(weights), settings), base_model=settings.get("base_model_name_or_path"))
 
 
 def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = False) -> None:
@@ -111,14 +119,31 @@ def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = Fa
         raise
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_files(folder: Path) -> tuple[bytes, bytes]:
+    """The contents of CONFIG and WEIGHTS. Not mapped: this process would end if another one cut a mapped file off."""
     if not folder.is_dir():
         raise AdapterError("no such folder; check the path")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = (folder / CONFIG).read_bytes()
     except FileNotFoundError:
         raise AdapterError(f"{CONFIG} is missing; name a folder that PEFT's save_pretrained wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise AdapterError(f"{CONFIG} cannot be read ({error}); copy it again") from error
+    if not (folder / WEIGHTS).is_file():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        if pickled:
+            raise AdapterError(f"weights are pickled ({pickled[0]}), which can run code; save them as {WEIGHTS}")
+        raise AdapterError(f"{WEIGHTS} is missing; copy it from where the adapter was saved")
+    try:
+        return config, (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise AdapterError(f"{WEIGHTS} cannot be read ({error}); copy it again") from error
+
+
+def _parse_config(content: bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{CONFIG} cannot be read ({error}); copy it again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
@@ -165,16 +190,10 @@ def _check_number(key: str, value: object) -> None:
         )
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        if pickled:
-            raise AdapterError(f"weights are pickled ({pickled[0]}), which can run code; save them as {WEIGHTS}")
-        raise AdapterError(f"{WEIGHTS} is missing; copy it from where the adapter was saved")
+def _parse_tensors(content: bytes) -> dict[str, Tensor]:
     try:
-        tensors = load(path.read_bytes())  # not mapped: this process would end if another one cut the file off
-    except (SafetensorError, OSError) as error:
+        tensors = load(content)
+    except SafetensorError as error:
         raise AdapterError(f"{WEIGHTS} is truncated or not a safetensors file ({error}); copy it again") from error
     for key, tensor in tensors.items():
         if tensor.dtype not in DTYPES.values():
