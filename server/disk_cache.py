@@ -46,12 +46,21 @@ class DiskCache:
         folder: of the entries; made, for this user alone, if it is missing.
         most_bytes: of all entries.
         read_seconds: that anybody waits for the disk at most.
+        changed: called after each look-up and each entry, on the thread that was about it, once it is counted.
     """
 
-    def __init__(self, folder: Path, most_bytes: int, metrics: DiskMetrics, read_seconds: float = 2.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        most_bytes: int,
+        metrics: DiskMetrics,
+        read_seconds: float = 2.0,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._folder = CacheFolder(folder, most_bytes)
         self._metrics = metrics
         self._read_seconds = read_seconds
+        self._changed = changed
         self._threads = Semaphore(_THREADS)
         self._paused_until = 0.0
         self._quiet_until: dict[str, float] = {}
@@ -76,6 +85,7 @@ class DiskCache:
         self._metrics.reads.labels(result=result).inc()
         if adapter is not None:
             self._metrics.seconds.labels(operation="read").observe(time.monotonic() - started)
+        self._changed()
         return adapter
 
     def write(self, key: str, adapter: LoraAdapter) -> None:
@@ -148,8 +158,10 @@ class DiskCache:
             self._show(self._folder.open())
         except Exception as error:  # noqa: BLE001  (writing tries again)
             self._complain("open", error)
+        self._changed()
         while (job := self._queue.get()) is not None:
             self._write(*job)
+            self._changed()
             del job  # nothing holds its memory while this waits for the next
         self._folder.close()
 

@@ -1,6 +1,6 @@
 """The folder of the disk cache, which any number of servers share:
 
-    <key>/             an entry (see disk_entry.py); the mtime of its manifest says when it was last used
+    <key>.<maker>/     an entry (see disk_entry.py); the mtime of its manifest says when it was last used
     .server-<random>/  what one server is writing or deleting, and `lock`, which it holds for as long as it lives
     .lock              held while room is made and an entry put in place; not while one is written, read or deleted
 
@@ -24,7 +24,7 @@ from merging import LoraAdapter
 from server.disk_entry import MANIFEST, CorruptEntryError, read_entry, write_entry
 from server.disk_locks import hold, is_held, locked
 
-_KEY = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(r"[0-9a-f]{64}\.[0-9a-z-]+")  # content key, and what the bytes were made on
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from server.disk_folder import CacheFolder
 from server.disk_metrics import DiskMetrics
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
-KEYS = [hashlib.sha256(bytes([number])).hexdigest() for number in range(12)]
+KEYS = [f"{hashlib.sha256(bytes([number])).hexdigest()}.cpu-torch-2" for number in range(12)]
 PLENTY = 2**30
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest_asyncio
 
+from server.disk_metrics import Figures
 from server.reports import Report, Reporter, Reports
 
 
@@ -14,7 +15,8 @@ class Ends:
     """The server's end, and as many workers' as are asked for."""
 
     def __init__(self) -> None:
-        self.reports = Reports()
+        self.figures: list[Figures] = []
+        self.reports = Reports(self.figures.append)
         self.reporters: list[Reporter] = []
 
     def worker(self) -> Reporter:
@@ -33,7 +35,13 @@ async def ends() -> AsyncIterator[Ends]:
 
 def report(lora_id: int, merge: float = 0.5) -> Report:
     return Report(
-        lora_id=lora_id, state="done", fault=None, seconds={"merge": merge}, tiers={"disk": 1}, used_bytes={"host": 9}
+        lora_id=lora_id,
+        state="done",
+        fault=None,
+        seconds={"merge": merge},
+        tiers={"disk": 1},
+        disk=None,
+        used_bytes={"host": 9},
     )
 
 

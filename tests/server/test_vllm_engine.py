@@ -45,7 +45,7 @@ class Client:
     def report(self, worker: int, lora_id: int, **changes: Any) -> None:
         report = Report(
             lora_id=lora_id, state="done", fault=None, seconds={"commit": 0.5, "merge": 0.5}, tiers={"disk": 1},
-            used_bytes={"host": 7},
+            disk=None, used_bytes={"host": 7},
         )  # fmt: skip
         report.update(changes)  # type: ignore[typeddict-item]
         self.workers[worker].send(report)
@@ -58,13 +58,13 @@ class Bench:
     def __init__(self) -> None:
         self.client = Client()
         self.requests: dict[str, Any] = {}
-        self.engine = vllm_engine.VllmEngine(self.client, self.requests)
+        self.engine = vllm_engine.VllmEngine(self.client, self.requests, lambda figures: None)
 
 
 @pytest_asyncio.fixture
 async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
-    await bench.engine.setup(1 << 20, 1 << 10)
+    await bench.engine.setup(1 << 20, 1 << 10, None, 1)
     yield bench
     bench.engine._reports.close()
     for worker in bench.client.workers:
@@ -96,7 +96,9 @@ async def test_a_build_is_begun_once_and_done_when_every_worker_has_reported(ben
     await settle()
     ((job, victim),) = bench.client.made("loramix_begin")
     assert victim is None
-    assert job["terms"] == [("math", 0.5, str(math.sources[0].path), math.sources[0].digest)]
+    source = math.sources[0]
+    assert job["terms"] == [("math", 0.5, str(source.path), source.digest, source.nbytes)]
+    assert (job["key"], job["nbytes"]) == (math.key, math.nbytes)
     bench.client.report(0, job["lora_id"])
     await settle()
     assert not building.done()
@@ -235,7 +237,7 @@ async def test_workers_that_cannot_serve_keep_the_server_from_starting(
 ) -> None:
     unready.client.facts[1].update(changes)
     with pytest.raises(ConfigError, match=message):
-        await unready.engine.setup(1, 1)
+        await unready.engine.setup(1, 1, None, 1)
 
 
 async def test_a_server_without_lora_or_without_the_extension_says_what_to_start_it_with(unready: Bench) -> None:
@@ -244,7 +246,7 @@ async def test_a_server_without_lora_or_without_the_extension_says_what_to_start
 
     unready.client.collective_rpc = unknown  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="--worker-extension-cls"):
-        await unready.engine.setup(1, 1)
+        await unready.engine.setup(1, 1, None, 1)
     unready.client.vllm_config.lora_config = None  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="--enable-lora"):
-        await unready.engine.setup(1, 1)
+        await unready.engine.setup(1, 1, None, 1)

@@ -12,7 +12,7 @@ from harness import MODULES, Gate, tiny_adapter
 
 from merging import LoraAdapter, load_adapter, save_adapter
 from server import merger as merger_module
-from server.merger import Job
+from server.job import Job
 
 model_manager = pytest.importorskip("vllm.lora.model_manager", reason="needs vLLM")
 vllm_worker = pytest.importorskip("server.vllm_worker", reason="needs vLLM")
@@ -78,7 +78,7 @@ class Bench:
         self.worker.device = torch.device("cpu")
         lora_manager = SimpleNamespace(lora_config=self.manager.lora_config, _adapter_manager=self.manager)
         self.worker.model_runner = SimpleNamespace(lora_manager=lora_manager)
-        self.facts = self.worker.loramix_setup("ipc:///nowhere", 1 << 20, 1 << 20)
+        self.facts = self.worker.loramix_setup("ipc:///nowhere", 1 << 20, 1 << 20, None, 1)
 
     def build(self, job: Job, victim: int | None = None) -> Any:
         self.worker.loramix_begin(job, victim)
@@ -122,7 +122,8 @@ def folders(tmp_path: Path) -> dict[int, Path]:
 def jobs(folders: dict[int, Path]) -> dict[int, Job]:
     return {
         lora_id: Job(
-            lora_id=lora_id, method="cat", options={}, terms=[("it", 1.0, str(folder), load_adapter(folder).digest)]
+            lora_id=lora_id, key=f"{lora_id:064x}", nbytes=1, method="cat", options={},
+            terms=[("it", 1.0, str(folder), load_adapter(folder).digest, 1)],
         )
         for lora_id, folder in folders.items()
     }  # fmt: skip
@@ -139,7 +140,7 @@ def test_the_facts_are_those_of_the_model_and_one_slot_stays_empty_on_the_cpu(be
 
 def test_sharded_factors_are_refused(bench: Bench) -> None:
     bench.manager.lora_config.fully_sharded_loras = True
-    assert "--fully-sharded-loras" in bench.worker.loramix_setup("ipc:///nowhere", 1, 1)["error"]
+    assert "--fully-sharded-loras" in bench.worker.loramix_setup("ipc:///nowhere", 1, 1, None, 1)["error"]
 
 
 def test_a_merge_has_its_slot_at_once_and_its_content_when_it_is_reported(
