@@ -51,7 +51,9 @@ class Cache:
 
     def __init__(self, path: Path, most_bytes: int = PLENTY, **options: Any) -> None:
         self.registry = CollectorRegistry()
-        self.cache = DiskCache(path, most_bytes, DiskMetrics(self.registry), **options)
+        self.path = path
+        self.metrics = DiskMetrics(self.registry)
+        self.cache = DiskCache(path, most_bytes, self.metrics, **options)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"loramix_disk_{name}", labels) or 0.0
