@@ -67,7 +67,7 @@ class LoramixWorker:
             return {"error": str(error)}
         dtype = str(config.lora_dtype).removeprefix("torch.")
         reporter = Reporter(address)
-        disk = None if cache_dir is None else self._loramix_disk(Path(cache_dir), cache_bytes, reporter)
+        disk = None if cache_dir is None else _disk_tier(Path(cache_dir), cache_bytes, self, reporter)
         self.loramix_merger = Merger(self.device, dtype, store, reporter.send, disk)
         self.loramix_owned = set()
         worker_manager._load_adapter = self.loramix_load
@@ -80,12 +80,6 @@ class LoramixWorker:
             "device": str(self.device),
             "host": platform.node(),
         }
-
-    def _loramix_disk(self, folder: Path, most_bytes: int, reporter: Reporter) -> DiskTier:
-        registry = CollectorRegistry()  # nobody exports a worker's own
-        metrics = DiskMetrics(registry)
-        cache = DiskCache(folder, most_bytes, metrics, changed=lambda: reporter.send(figures_of(self.rank, registry)))
-        return DiskTier(cache, metrics, self.device, writes=self.rank == 0, whole=self.loramix_slots.whole)
 
     def loramix_warm_up(self, default_method: str, rank: int) -> None:
         """Merge what is likely to be asked for, before the first request; returns when that is done."""
@@ -141,6 +135,13 @@ class LoramixWorker:
         if adapter is None:
             raise ValueError(f"{request.lora_name} was never merged by loramix; adapters are loaded through loramix only")
         return _lora_model(lora_id, adapter)
+
+
+def _disk_tier(folder: Path, most_bytes: int, worker: LoramixWorker, reporter: Reporter) -> DiskTier:
+    registry = CollectorRegistry()  # nobody exports a worker's own
+    metrics = DiskMetrics(registry)
+    cache = DiskCache(folder, most_bytes, metrics, changed=lambda: reporter.send(figures_of(worker.rank, registry)))
+    return DiskTier(cache, metrics, worker.device, writes=worker.rank == 0, whole=worker.loramix_slots.whole)
 
 
 def _lora_model(lora_id: int, adapter: LoraAdapter) -> LoRAModel:

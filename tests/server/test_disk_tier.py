@@ -168,9 +168,9 @@ def test_entries_made_elsewhere_are_not_taken_for_ones_own(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "9.9")
         worker = make_worker()
-        worker.built(job)
+    worker.build(job)
     assert worker.last["disk"] == "miss"
-    assert len(list(worker.disk.path.glob(f"{job['key']}.*"))) == 2
+    until(lambda: len(list(worker.disk.path.glob(f"{job['key']}.*"))) == 2)
 
 
 def test_a_build_that_is_dropped_while_it_reads_the_disk_ends_there(
@@ -248,7 +248,7 @@ def test_a_slot_that_is_given_away_while_it_is_copied_writes_nobodys_bytes_under
     assert load_adapter(worker.entries()[code["key"]]).digest == offline(folders, "cat", Term("code")).digest
 
 
-def test_a_slot_that_is_given_away_before_it_is_copied_is_not_even_read(
+def test_a_slot_that_is_given_away_before_its_turn_to_be_copied_is_not_written(
     worker: Worker, folders: Folders, copying: tuple[Event, Event]
 ) -> None:
     begun, go_on = copying

@@ -1,6 +1,7 @@
 """Reports from workers' threads to the server's event loop."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,15 @@ async def test_a_merge_has_ended_once_every_worker_has_said_so(ends: Ends) -> No
     assert sorted(each["seconds"]["merge"] for each in received) == [0.25, 0.75]
     assert all(each["tiers"] == {"disk": 1} for each in received)
     assert not later.done()
+
+
+async def test_figures_come_between_reports(ends: Ends) -> None:
+    reporter, ended = ends.worker(), ends.reports.expect(1, workers=1)
+    figures = Figures(worker=3, families=[("name", "text", "gauge", [("name", {"kind": "a"}, 1.5)])])
+    reporter.send(figures)
+    reporter.send(report(1))
+    await asyncio.wait_for(ended, 10)
+    assert ends.figures == [json.loads(json.dumps(figures))]
 
 
 async def test_what_nobody_expects_is_passed_over(ends: Ends) -> None:

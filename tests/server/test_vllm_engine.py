@@ -111,6 +111,24 @@ async def test_a_build_is_begun_once_and_done_when_every_worker_has_reported(ben
     assert [method for method, _ in bench.client.calls] == ["loramix_setup", "loramix_begin"]
 
 
+@pytest.mark.parametrize(
+    ("workers", "disk"), [(("hit", "hit"), "hit"), (("hit", "miss"), "miss"), (("hit", None), "miss"), ((None, None), None)]
+)
+async def test_an_adapter_is_from_disk_where_every_worker_read_it(
+    bench: Bench, math: Recipe, workers: tuple[str | None, str | None], disk: str | None
+) -> None:
+    bench.client.hold = True
+    building = asyncio.create_task(bench.engine.build(math, None))
+    await settle()
+    for worker, found in enumerate(workers):
+        phases = {"commit": 0.5, "disk": 0.25} if found == "hit" else {"commit": 0.25, "merge": 2.0}
+        bench.client.report(worker, 1, disk=found, seconds=phases)
+    resident = await asyncio.wait_for(building, 10)
+    assert resident.disk == disk
+    assert resident.seconds["commit"] == (0.5 if "hit" in workers else 0.25)
+    assert resident.seconds.get("merge") == (None if disk == "hit" else 2.0)
+
+
 async def test_a_victim_is_off_the_table_before_it_leaves_its_slot(bench: Bench, math: Recipe, code: Recipe) -> None:
     first = await bench.engine.build(math, None)
     bench.client.hold = True
