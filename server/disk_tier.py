@@ -69,9 +69,8 @@ class DiskTier:
         return self._estimates.prefer_entry(job["method"], len(job["terms"]), absent_bytes(job, store), entry_bytes)
 
     def read(self, job: Job, seconds: float) -> None:
-        """Note that its entry has been read; 0 seconds where it was in memory."""
-        if seconds > 0:
-            self._estimates.read(job["nbytes"], seconds)
+        """Note that its entry has been read, and how long that took."""
+        self._estimates.read(job["nbytes"], seconds)
 
     def merged(self, job: Job, seconds: Mapping[str, float], loaded_bytes: int) -> None:
         """Note that it has been merged, and how long that took by phase.

@@ -114,10 +114,8 @@ class Merger:
 
     def rebuild(self, lora_id: int) -> LoraAdapter | None:
         """Merge a job of the past again, here and now, into memory of its own; None if it is not remembered."""
-        if (job := self._jobs.get(lora_id)) is None:
-            return None
-        with self._store.acquire(_sources(job)) as held:
-            return merge(held.adapters, _spec(job), device=self._device, dtype=self._dtype)
+        job = self._jobs.get(lora_id)
+        return None if job is None else self._merge_again(job)
 
     def warm_up(self, adapter: LoraAdapter, specs: list[MergeSpec], rooms: Rooms) -> None:
         """Merge each of `specs`, of copies of one adapter, so that no request waits for what a first merge has to do.
@@ -186,7 +184,8 @@ class Merger:
             with self._store.acquire([file]) as held:
                 flight.go_on()
                 self._fill(flight, held.adapters, MergeSpec.create("cat", [Term(file.name)]))  # of one term: a copy
-            disk.read(flight.job, held.seconds["load"])
+            if "disk" in held.tiers:
+                disk.read(flight.job, held.seconds["load"])
             flight.disk = "hit"
         except (_Dropped, NotCachedError):
             pass  # the one is raised again below, the other was counted
@@ -210,9 +209,12 @@ class Merger:
         while others := list(self._flights.values()):
             others[0].ended.wait()
         with self._beside():
-            adapter = self.rebuild(flight.job["lora_id"])
-        assert adapter is not None, "a job is remembered for longer than its slot is its own"
+            adapter = self._merge_again(flight.job)
         return adapter.to("cpu")
+
+    def _merge_again(self, job: Job) -> LoraAdapter:
+        with self._store.acquire(_sources(job)) as held:
+            return merge(held.adapters, _spec(job), device=self._device, dtype=self._dtype)
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:

@@ -130,6 +130,7 @@ def test_once_read_it_stays_in_memory_as_sources_do(make_worker: MakeWorker, fol
     assert worker.last["disk"] == "hit"
     assert torch.equal(first["model.layers.0.q_proj"].a_KI, worker.build(job)["model.layers.0.q_proj"].a_KI)
     assert worker.disk.count("reads_total", result="hit") == 1
+    assert len(worker.tier._estimates._reads) == 1  # what was in memory says nothing of the disk
 
 
 def test_a_damaged_entry_is_merged_and_written_again(make_worker: MakeWorker, folders: Folders) -> None:
@@ -291,8 +292,8 @@ def test_merging_again_for_the_disk_waits_until_nothing_else_is_merged(
 
     monkeypatch.setattr(merger_module, "merge_into", code_waits)
     worker, rebuilt = make_worker(whole=False), Event()
-    rebuild = worker.merger.rebuild
-    monkeypatch.setattr(worker.merger, "rebuild", lambda lora_id: (rebuilt.set(), rebuild(lora_id))[1])
+    again = worker.merger._merge_again
+    monkeypatch.setattr(worker.merger, "_merge_again", lambda job: (rebuilt.set(), again(job))[1])
     worker.begin(job_of(folders, 1, code=1.0))
     assert begun.wait(10)
     job = job_of(folders, 2, math=1.0)
