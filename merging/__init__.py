@@ -9,7 +9,7 @@ save_adapter(merge(adapters, spec), "merged")
 
 from merging.adapter import DTYPES, LoraAdapter, LoraModule
 from merging.errors import AdapterError, LoramixError, RecipeError
-from merging.merge import check_rank, merge, merge_into, ranks
+from merging.merge import check_rank, merge, merge_into, merged_ranks, ranks
 from merging.methods import METHODS
 from merging.peft_folder import load_adapter, save_adapter
 from merging.room import Room, Rooms
@@ -18,5 +18,6 @@ from merging.term import Term
 
 __all__ = [
     "DTYPES", "METHODS", "AdapterError", "LoraAdapter", "LoraModule", "LoramixError", "MergeSpec", "RecipeError",
-    "Room", "Rooms", "Term", "check_rank", "load_adapter", "merge", "merge_into", "ranks", "save_adapter",
+    "Room", "Rooms", "Term", "check_rank", "load_adapter", "merge", "merge_into", "merged_ranks", "ranks",
+    "save_adapter",
 ]  # fmt: skip

@@ -120,13 +120,24 @@ def check_rank(spec: MergeSpec, ranks_of: Mapping[str, Mapping[str, int]]) -> in
     Raises:
         RecipeError: where the method cannot merge such ranks, or the asked rank is over all of them together.
     """
-    columns: dict[str, list[int]] = {}
     for term in spec.terms:
         term.check(ranks_of[term.adapter])
+    return _rank(spec, set(map(tuple, _columns(spec, ranks_of).values())))
+
+
+def merged_ranks(spec: MergeSpec, ranks_of: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """The rank of each module of what merging a checked `spec` gives, without merging; arguments as of check_rank."""
+    return {module: spec.method.rank(column, spec.options) for module, column in _columns(spec, ranks_of).items()}
+
+
+def _columns(spec: MergeSpec, ranks_of: Mapping[str, Mapping[str, int]]) -> dict[str, list[int]]:
+    """The ranks of the adapters that count in each module."""
+    columns: dict[str, list[int]] = {}
+    for term in spec.terms:
         for module, rank in ranks_of[term.adapter].items():
             if term.at(module) != 0:
                 columns.setdefault(module, []).append(rank)
-    return _rank(spec, set(map(tuple, columns.values())))
+    return columns
 
 
 def _rank(spec: MergeSpec, columns: Collection[Sequence[int]]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from merging import AdapterError, MergeSpec, RecipeError, check_rank
+from merging import DTYPES, AdapterError, MergeSpec, RecipeError, check_rank
 from merging.errors import nearest
 from server.errors import UnknownModelError
 from server.grammar import is_name, readable, readable_sum
@@ -19,20 +19,21 @@ KEY_PREFIX = 12  # characters of the content key in an engine name: 48 bits
 
 @dataclass(frozen=True)
 class Source:
-    """A source adapter of a recipe: where its content lies, and which content it must be."""
+    """A source adapter of a recipe: where its content lies, which content it must be, and the bytes of its factors."""
 
     name: str
     path: Path
     digest: str
+    nbytes: int
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A checked adapter: its source, the rank of each of its modules, and its size in bytes."""
+    """A checked adapter: its source, the rank of each of its modules, and d_out + d_in of all of them together."""
 
     source: Source
     ranks: Mapping[str, int]
-    nbytes: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class Recipe:
     Attributes:
         key: content key (see MergeSpec.key).
         sources: of the spec's terms, in their order.
+        nbytes: about what the merged adapter takes up.
     """
 
     spec: MergeSpec
     key: str
     sources: tuple[Source, ...]
+    nbytes: int
 
     @property
     def name(self) -> str:
@@ -90,7 +93,9 @@ class Catalog:
             self._check(found)
         except AdapterError as error:
             raise AdapterError(f"adapter {path}: {error}") from None
-        self._entries[name] = CatalogEntry(Source(name, path.resolve(), found.digest), found.ranks, found.nbytes)
+        self._entries[name] = CatalogEntry(
+            Source(name, path.resolve(), found.digest, found.nbytes), found.ranks, sum(map(sum, found.shapes.values()))
+        )
 
     def resolve(self, spec: MergeSpec) -> Recipe:
         """What `spec` means today.
@@ -112,7 +117,8 @@ class Catalog:
                 "rank",
             )
         key = spec.key({name: entry.source.digest for name, entry in entries.items()}, self._dtype)
-        return Recipe(spec, key, tuple(entries[term.adapter].source for term in spec.terms))
+        nbytes = rank * max(entry.width for entry in entries.values()) * DTYPES[self._dtype].itemsize
+        return Recipe(spec, key, tuple(entries[term.adapter].source for term in spec.terms), nbytes)
 
     def _check(self, adapter: Survey) -> None:
         trained_on = adapter.base_model or "another base model"

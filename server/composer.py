@@ -36,7 +36,8 @@ class Lease:
     Attributes:
         name: what to call it in the engine.
         key: its content key.
-        tier: where it came from: `device` (it was resident) or `merged` (this request waited for the build).
+        tier: where it came from: `device` (it was resident), `disk` (this request waited for it to come from the disk cache) or
+            `merged` (this request waited for the merge).
         waited_ms: milliseconds this request waited for the build; 0 for `device`.
     """
 
@@ -99,6 +100,8 @@ class Composer:
         except BaseException:
             lease.release()
             raise
+        if entry.resident is not None and entry.resident.disk == "hit":
+            lease.tier = "disk"
         lease.waited_ms = (time.perf_counter() - started) * 1e3
         return lease
 

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """What loramix can be told; the same by command line (`loramix serve --help`) and by environment."""
 
-    model_config = SettingsConfigDict(env_prefix="LORAMIX_", extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="LORAMIX_", env_parse_none_str="null", extra="forbid")
 
     adapters: list[Path] = Field(default_factory=list, description="Folders whose subfolders are adapters.")
     adapter: dict[str, str] = Field(
@@ -22,6 +22,8 @@ class Settings(BaseSettings):
     adapter_host_gib: float = Field(default=4.0, gt=0, description="Host memory for source adapters, GiB in each worker.")
 
     adapter_gpu_gib: float = Field(default=2.0, gt=0, description="GPU memory for source adapters, GiB on each GPU.")
+    cache_dir: Path | None = Field(default=None, description="Folder in which merged adapters outlive the server.")
+    cache_disk_gib: float = Field(default=20.0, gt=0, description="Disk space for merged adapters, GiB.")
 
     @property
     def adapter_host_bytes(self) -> int:
@@ -30,3 +32,7 @@ class Settings(BaseSettings):
     @property
     def adapter_gpu_bytes(self) -> int:
         return int(self.adapter_gpu_gib * 2**30)
+
+    @property
+    def cache_disk_bytes(self) -> int:
+        return int(self.cache_disk_gib * 2**30)

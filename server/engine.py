@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from server.catalog import Recipe
 
@@ -35,6 +35,7 @@ class Resident:
         seconds: what the build took, by phase (see Metrics.merge_seconds).
         nbytes: of its slot.
         sources: how many source adapters were found where: `device`, `host` or `disk`.
+        disk: whether the disk cache had it, `hit` or `miss`; None where it was not asked.
         source_bytes: what all source adapters in memory take up now, by tier.
     """
 
@@ -43,6 +44,7 @@ class Resident:
     seconds: Mapping[str, float]
     nbytes: int
     sources: Mapping[str, int]
+    disk: Literal["hit", "miss"] | None
     source_bytes: Mapping[str, int]
 
 

@@ -13,11 +13,13 @@ class Metrics:
     Attributes:
         merges: builds by method and outcome: `ok`, `error`, `oom` (no device memory), `dropped` (nobody waited any more).
         merge_seconds: time of a build by method and phase: `commit` (in the engine's thread, which decodes nothing meanwhile),
-            `queue` (for a helper thread), `load` (sources from disk), `copy` (sources to where merges read), `merge`.
+            `queue` (for a helper thread), `disk` (all that came of looking in the disk cache), `load` (sources from disk),
+            `copy` (sources to where merges read), `merge`.
         commit_seconds_max: the longest `commit` so far.
         source_requests: source adapters that merges asked for, by where they were: `device`, `host`, `disk`.
         source_bytes: what source adapters take up in the memory of each tier.
-        cache_requests: look-ups by tier (`device`) and result (`hit`, `miss`).
+        cache_requests: look-ups by tier (`device`; on a miss there, `disk`, where that may be quicker than merging) and result
+            (`hit`, `miss`).
         evictions: merged adapters that left their slot for another.
         resident: merged adapters in the engine's slots now, by method.
         resident_bytes: bytes of these slots.
@@ -54,6 +56,8 @@ class Metrics:
             self.merge_seconds.labels(method=method, phase=phase).observe(seconds)
         self._longest_commit = max(self._longest_commit, resident.seconds["commit"])
         self.commit_seconds_max.set(self._longest_commit)
+        if resident.disk is not None:
+            self.cache_requests.labels(tier="disk", result=resident.disk).inc()
         for tier, count in resident.sources.items():
             self.source_requests.labels(tier=tier).inc(count)
         for tier, nbytes in resident.source_bytes.items():

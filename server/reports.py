@@ -1,18 +1,21 @@
 """Reports: how the workers say that a merge has ended, past the engine and its loop.
 
 The API process listens on a socket in a private folder; each worker's helper threads send it one small JSON message a
-merge. All workers run on the API process's host.
+merge, and the disk cache's figures when these change. All workers run on the API process's host.
 """
 
 import asyncio
 import atexit
 import shutil
 import tempfile
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, Literal, TypedDict
 
 import zmq
 import zmq.asyncio
+
+from server.disk_metrics import Figures
 
 
 class Fault(TypedDict):
@@ -28,6 +31,7 @@ class Report(TypedDict):
 
     state: `done`: the slot holds the merged adapter; `failed`: see `fault`; `dropped`: it was not wanted any more.
     seconds: by phase. tiers: how many sources were found where. used_bytes: of the adapter store's tiers now.
+    disk: whether the merged adapter was found in the disk cache; None where it was not looked for.
     """
 
     lora_id: int
@@ -35,6 +39,7 @@ class Report(TypedDict):
     fault: Fault | None
     seconds: dict[str, float]
     tiers: dict[str, int]
+    disk: Literal["hit", "miss"] | None
     used_bytes: dict[str, int]
 
 
@@ -48,7 +53,7 @@ class Reporter:
         self._socket.connect(address)
         self._lock = Lock()  # a socket is for one thread at a time
 
-    def send(self, report: Report) -> None:
+    def send(self, report: Report | Figures) -> None:
         with self._lock:
             self._socket.send_json(report)
 
@@ -59,11 +64,15 @@ class Reporter:
 class Reports:
     """The receiving end, in the API process; to be made and used on its event loop.
 
+    Args:
+        show: called with figures as they come.
+
     Attributes:
         address: for each worker's Reporter.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[[Figures], None]) -> None:
+        self._show = show
         self._folder = tempfile.mkdtemp(prefix="loramix-")
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         self.address = f"ipc://{self._folder}/reports"
@@ -89,6 +98,9 @@ class Reports:
     async def _listen(self) -> None:
         while True:
             report: Any = await self._socket.recv_json()
+            if "families" in report:
+                self._show(report)
+                continue
             if report["lora_id"] not in self._expected:
                 continue  # of a merge that did not begin in every worker
             workers, received, ended = self._expected[report["lora_id"]]

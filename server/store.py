@@ -15,7 +15,7 @@ import torch
 
 from merging import LoraAdapter, RecipeError
 from server.arena import Arena
-from server.reader import Reader, SourceFile
+from server.reader import Readable, Reader
 from server.tier import Entry, Tier, factors, size_of
 
 
@@ -57,11 +57,11 @@ class AdapterStore:
         self._filling = Lock()  # one merge at a time takes room: no two hold half of what they need and wait for each other
 
     @contextlib.contextmanager
-    def acquire(self, sources: Sequence[SourceFile]) -> Iterator[Held]:
+    def acquire(self, sources: Sequence[Readable]) -> Iterator[Held]:
         """All of `sources`, to read until the block ends. On a GPU its end waits for the current stream's work.
 
         Raises:
-            AdapterError: for a folder that is broken, or no longer what it was when it was checked.
+            LoramixError: what reading one raised, see Readable.
             RecipeError: for sources that do not fit all together.
         """
         started = time.perf_counter()
@@ -91,11 +91,16 @@ class AdapterStore:
         with self._changed:
             return {tier.name: tier.used_bytes for tier in (self._host, self._near)}
 
+    def has(self, digest: str) -> bool:
+        """Whether an adapter is in memory."""
+        with self._changed:
+            return self._where(digest) != "disk"
+
     def _where(self, digest: str) -> str:
         """The name of the nearest tier that has it, or `disk`. Needs the lock."""
         return next((tier.name for tier in (self._near, self._host) if digest in tier.entries), "disk")
 
-    def _on_disk(self, sources: Iterable[SourceFile]) -> list[SourceFile]:
+    def _on_disk(self, sources: Iterable[Readable]) -> list[Readable]:
         with self._changed:
             return [source for source in sources if self._where(source.digest) == "disk"]
 
@@ -108,7 +113,7 @@ class AdapterStore:
                 entry.users -= 1
             self._changed.notify_all()
 
-    def _fill(self, sources: Sequence[SourceFile], loaded: Mapping[str, LoraAdapter]) -> dict[str, Entry]:
+    def _fill(self, sources: Sequence[Readable], loaded: Mapping[str, LoraAdapter]) -> dict[str, Entry]:
         """The entries of all sources where merges read, brought there from host memory or from `loaded`, and in use.
 
         Raises:
@@ -154,7 +159,7 @@ class AdapterStore:
         return loaded[digest]
 
     def _check_size(
-        self, sources: Mapping[str, SourceFile], held: Mapping[str, Entry], origins: Mapping[str, Entry | LoraAdapter]
+        self, sources: Mapping[str, Readable], held: Mapping[str, Entry], origins: Mapping[str, Entry | LoraAdapter]
     ) -> None:
         sizes = {sources[digest].name: size_of(_adapter_of(source)) for digest, source in {**held, **origins}.items()}
         if sum(sizes.values()) > self._near.arena.nbytes:

@@ -10,6 +10,7 @@ import sys
 import time
 
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 
@@ -17,6 +18,7 @@ from merging import AdapterError, LoramixError
 from server.catalog import Catalog
 from server.composer import Composer
 from server.config import Settings
+from server.disk_metrics import WorkerFigures
 from server.engine import EngineFacts
 from server.errors import ConfigError
 from server.gateway import Gateway
@@ -55,8 +57,12 @@ class LoramixPlugin:
         base_models = tuple(path.name for path in serving.base_model_paths)
         try:
             _refuse_replicas(args)
-            engine = VllmEngine(engine_client, serving.lora_requests)
-            facts = await engine.setup(settings.adapter_host_bytes, settings.adapter_gpu_bytes)
+            figures = WorkerFigures()
+            REGISTRY.register(figures)
+            engine = VllmEngine(engine_client, serving.lora_requests, figures.take)
+            facts = await engine.setup(
+                settings.adapter_host_bytes, settings.adapter_gpu_bytes, settings.cache_dir, settings.cache_disk_bytes
+            )
             catalog = _check_adapters(settings, facts, base_models)
             presets = read_presets(settings.presets, catalog, settings.default_method)
             if catalog.entries:

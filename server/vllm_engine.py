@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import platform
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
@@ -10,9 +12,11 @@ from vllm.lora.request import LoRARequest
 
 from merging import AdapterError, LoramixError, RecipeError
 from server.catalog import Recipe
+from server.disk_metrics import Figures
 from server.engine import EngineFacts, Resident
 from server.errors import ConfigError, OutOfMemoryError
-from server.merger import OUT_OF_MEMORY, Job
+from server.job import Job
+from server.merger import OUT_OF_MEMORY
 from server.reports import Fault, Report, Reports
 
 _MAX_ID = 2**31 - 1  # vLLM's model runners keep LoRA ids in 32 bits
@@ -24,22 +28,24 @@ class VllmEngine:
     Args:
         client: vLLM's engine client.
         requests: the table in which vLLM's handlers look up a request's `model`.
+        show: called with the figures of the workers' disk caches whenever they change.
     """
 
-    def __init__(self, client: EngineClient, requests: dict[str, LoRARequest]) -> None:
+    def __init__(self, client: EngineClient, requests: dict[str, LoRARequest], show: Callable[[Figures], None]) -> None:
         self._client = client
         self._requests = requests
-        self._reports = Reports()
+        self._reports = Reports(show)
         self._workers = 0
         self._slot_bytes = 0  # of all workers together
         self._ids: set[int] = set()  # of what is being built or resident
         self._last_id = 0
 
-    async def setup(self, host_bytes: int, device_bytes: int) -> EngineFacts:
+    async def setup(self, host_bytes: int, device_bytes: int, cache_dir: Path | None, cache_bytes: int) -> EngineFacts:
         """Get the workers ready, and learn what they can hold.
 
         Args:
             host_bytes, device_bytes: for source adapters, in each worker.
+            cache_dir, cache_bytes: of the disk cache, if there is to be one.
 
         Raises:
             ConfigError: where vLLM runs without LoRA or without the worker extension, or in a way that loramix cannot serve.
@@ -47,7 +53,8 @@ class VllmEngine:
         if self._client.vllm_config.lora_config is None:
             raise ConfigError("vLLM runs without LoRA; start it with --enable-lora")
         try:
-            facts = await self._call("loramix_setup", self._reports.address, host_bytes, device_bytes)
+            folder = None if cache_dir is None else str(cache_dir)
+            facts = await self._call("loramix_setup", self._reports.address, host_bytes, device_bytes, folder, cache_bytes)
         except Exception as error:  # vLLM raises a bare one for whatever a worker raised
             raise ConfigError(
                 f"the worker extension does not answer ({error}); "
@@ -130,22 +137,26 @@ class VllmEngine:
 
 
 def _job(recipe: Recipe, lora_id: int) -> Job:
-    sources = {source.name: source for source in recipe.sources}
     return Job(
         lora_id=lora_id,
+        key=recipe.key,
+        nbytes=recipe.nbytes,
         method=recipe.spec.method.name,
         options=dataclasses.asdict(recipe.spec.options),
         terms=[
-            (term.adapter, term.plain_weight, str(sources[term.adapter].path), sources[term.adapter].digest)
-            for term in recipe.spec.terms
+            (term.adapter, term.plain_weight, str(source.path), source.digest, source.nbytes)
+            for term, source in zip(recipe.spec.terms, recipe.sources, strict=True)
         ],
     )
 
 
 def _resident(recipe: Recipe, lora_id: int, reports: list[Report], nbytes: int) -> Resident:
     """What the workers report of a merge that all of them have done: each phase as long as the slowest took."""
-    seconds = {phase: max(report["seconds"][phase] for report in reports) for phase in reports[0]["seconds"]}
-    return Resident(recipe, lora_id, seconds, nbytes, reports[0]["tiers"], reports[0]["used_bytes"])
+    phases = {phase for report in reports for phase in report["seconds"]}
+    seconds = {phase: max(report["seconds"].get(phase, 0.0) for report in reports) for phase in phases}
+    found = {report["disk"] for report in reports}
+    disk = found.pop() if len(found) == 1 else "miss"  # one that has merged took the time of a merge
+    return Resident(recipe, lora_id, seconds, nbytes, reports[0]["tiers"], disk, reports[0]["used_bytes"])
 
 
 def _error_of(fault: Fault | None) -> LoramixError:

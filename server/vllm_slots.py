@@ -39,6 +39,7 @@ class Slots:
     Attributes:
         shapes: (d_out, d_in) of every module that can be adapted, as one GPU alone would hold it.
         nbytes: of one slot here.
+        whole: whether slots here hold whole factors, as on one GPU alone.
 
     Raises:
         ConfigError: where a layer holds parts of a factor that do not lie together.
@@ -54,6 +55,8 @@ class Slots:
             for slot in range(count - 1 if device.type == "cpu" else count)
         ]
         self.shapes = {part.name: part.shape for part in parts}
+        held = {name: (len(room.b_OK), room.a_KI.shape[1]) for rooms in self._rooms[:1] for name, room in rooms.items()}
+        self.whole = held == self.shapes
         self.nbytes = sum(room.a_KI.nbytes + room.b_OK.nbytes for rooms in self._rooms[:1] for room in rooms.values())
 
     def __len__(self) -> int:

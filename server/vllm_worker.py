@@ -11,16 +11,22 @@ and only loramix adds or removes any. So vLLM itself never loads an adapter insi
 import logging
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from prometheus_client import CollectorRegistry
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.request import LoRARequest
 
 from merging import LoraAdapter, LoramixError
+from server.disk_cache import DiskCache
+from server.disk_metrics import DiskMetrics, figures_of
+from server.disk_tier import DiskTier
 from server.errors import ConfigError
-from server.merger import Job, Merger
+from server.job import Job
+from server.merger import Merger
 from server.reports import Reporter
 from server.store import AdapterStore
 from server.vllm_slots import Slots
@@ -38,13 +44,17 @@ class LoramixWorker:
     loramix_owned: set[int]  # ids that the server counts: being merged, or resident
     model_runner: Any
     device: Any
+    rank: int
 
-    def loramix_setup(self, address: str, host_bytes: int, device_bytes: int) -> dict[str, Any]:
+    def loramix_setup(
+        self, address: str, host_bytes: int, device_bytes: int, cache_dir: str | None, cache_bytes: int
+    ) -> dict[str, Any]:
         """Get ready to merge; returns what this worker is like, or {"error": why it cannot}.
 
         Args:
             address: where merges are reported to.
             host_bytes, device_bytes: for source adapters, see AdapterStore.
+            cache_dir, cache_bytes: of the disk cache, if there is to be one.
         """
         worker_manager = self.model_runner.lora_manager
         config = worker_manager.lora_config
@@ -56,7 +66,9 @@ class LoramixWorker:
         except (LoramixError, MemoryError, torch.OutOfMemoryError) as error:
             return {"error": str(error)}
         dtype = str(config.lora_dtype).removeprefix("torch.")
-        self.loramix_merger = Merger(self.device, dtype, store, Reporter(address).send)
+        reporter = Reporter(address)
+        disk = None if cache_dir is None else _disk_tier(Path(cache_dir), cache_bytes, self, reporter)
+        self.loramix_merger = Merger(self.device, dtype, store, reporter.send, disk)
         self.loramix_owned = set()
         worker_manager._load_adapter = self.loramix_load
         return {
@@ -98,7 +110,7 @@ class LoramixWorker:
 
     def loramix_evict(self, lora_id: int) -> None:
         """Free the slot of an adapter. The server calls this once its merge has ended; were it not so, this would wait."""
-        self.loramix_merger.wait(lora_id)
+        self.loramix_merger.leave(lora_id)
         self.loramix_owned.discard(lora_id)
         self.loramix_slots.free(lora_id)
 
@@ -112,7 +124,7 @@ class LoramixWorker:
         """
         lora_id = request.lora_int_id
         while len(taken := self.loramix_slots.taken) >= len(self.loramix_slots):
-            self.loramix_merger.wait(taken[0])  # its slot must not be written any more
+            self.loramix_merger.leave(taken[0])  # its slot must not be written any more
             self.loramix_slots.free(taken[0])
         try:
             adapter = self.loramix_merger.rebuild(lora_id)
@@ -123,6 +135,13 @@ class LoramixWorker:
         if adapter is None:
             raise ValueError(f"{request.lora_name} was never merged by loramix; adapters are loaded through loramix only")
         return _lora_model(lora_id, adapter)
+
+
+def _disk_tier(folder: Path, most_bytes: int, worker: LoramixWorker, reporter: Reporter) -> DiskTier:
+    registry = CollectorRegistry()  # nobody exports a worker's own
+    metrics = DiskMetrics(registry)
+    cache = DiskCache(folder, most_bytes, metrics, changed=lambda: reporter.send(figures_of(worker.rank, registry)))
+    return DiskTier(cache, metrics, worker.device, writes=worker.rank == 0, whole=worker.loramix_slots.whole)
 
 
 def _lora_model(lora_id: int, adapter: LoraAdapter) -> LoRAModel:

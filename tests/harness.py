@@ -3,7 +3,7 @@ and a gate in front of merges."""
 
 import asyncio
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -36,6 +36,7 @@ class FakeEngine:
     def __init__(self, slots: int, hold: bool = False) -> None:
         self.free = slots
         self.hold = hold
+        self.disk: Literal["hit", "miss"] | None = None  # what the disk cache says from now on
         self.built: list[str] = []
         self.slots: dict[int, str] = {}  # content key by LoRA id
         self.gates: dict[str, asyncio.Future[None]] = {}
@@ -70,7 +71,7 @@ class FakeEngine:
             raise
         self.slots[lora_id] = recipe.key
         seconds = {"commit": 0.001 * lora_id, "load": 0.0, "merge": 0.0}
-        return Resident(recipe, lora_id, seconds, 100, {"host": 2, "disk": 1}, {"host": 1000 * lora_id})
+        return Resident(recipe, lora_id, seconds, 100, {"host": 2, "disk": 1}, self.disk, {"host": 1000 * lora_id})
 
     def finish(self, recipe: Recipe) -> None:
         self.gates.pop(recipe.key).set_result(None)

@@ -44,6 +44,11 @@ def serve(
     adapter_gpu_gib: Annotated[
         float, typer.Option(help="Memory of each GPU for source adapters, in GiB; taken from --gpu-memory-utilization.")
     ] = 2.0,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder in which merged adapters outlive the server; servers may share it."),
+    ] = None,
+    cache_disk_gib: Annotated[float, typer.Option(help="Disk space for merged adapters, in GiB.")] = 20.0,
 ) -> None:
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
@@ -60,6 +65,8 @@ def serve(
         merge_timeout=merge_timeout,
         adapter_host_gib=adapter_host_gib,
         adapter_gpu_gib=adapter_gpu_gib,
+        cache_dir=cache_dir and cache_dir.resolve(),
+        cache_disk_gib=cache_disk_gib,
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)

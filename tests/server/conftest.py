@@ -36,3 +36,12 @@ def make_harness(catalog: Catalog) -> Callable[..., Harness]:
         return Harness(catalog, slots, hold, timeout)
 
     return make
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    for seed, name in enumerate(["math", "code"]):
+        save_adapter(tiny_adapter(4, seed), tmp_path / name)
+    part = {name: MODULES[name] for name in list(MODULES)[:1]}
+    save_adapter(tiny_adapter(2, 5, part), tmp_path / "part")
+    return {name: tmp_path / name for name in ("math", "code", "part")}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from harness import MODULES, tiny_adapter
 
-from merging import AdapterError, LoraAdapter, LoraModule, RecipeError, save_adapter
+from merging import AdapterError, LoraAdapter, LoraModule, RecipeError, load_adapter, merge, save_adapter
 from server.catalog import Catalog, Recipe
 from server.errors import UnknownModelError
 from server.grammar import parse_expression
@@ -67,6 +67,14 @@ def test_another_output_dtype_is_another_key(catalog: Catalog, tmp_path: Path) -
 def test_an_unknown_adapter_is_named_with_the_nearest_known_ones(catalog: Catalog) -> None:
     with pytest.raises(UnknownModelError, match=r"'maths' here; did you mean 'math'\?"):
         resolve(catalog, "code+maths")
+
+
+@pytest.mark.parametrize("recipe", ["math+code", "lego-3(math+code*0.5)", "style"])
+def test_a_recipe_knows_what_it_will_take_up(catalog: Catalog, recipe: str) -> None:
+    spec = parse_expression(recipe, "cat")
+    adapters = {name: load_adapter(entry.source.path) for name, entry in catalog.entries.items()}
+    assert catalog.resolve(spec).nbytes == merge(adapters, spec).nbytes
+    assert all(source.nbytes == adapters[source.name].nbytes for source in catalog.resolve(spec).sources)
 
 
 def test_a_rank_over_the_limit_is_refused_with_both_remedies(catalog: Catalog) -> None:

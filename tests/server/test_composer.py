@@ -48,6 +48,20 @@ async def test_a_resident_adapter_is_not_built_again(make_harness: MakeHarness) 
     assert harness.metric("loramix_cache_requests_total", tier="device", result="miss") == 1
 
 
+async def test_where_an_adapter_came_from_is_told_and_counted(make_harness: MakeHarness) -> None:
+    harness = make_harness()
+    tiers = []
+    for name, disk in (("math", "hit"), ("code", "miss"), ("style", None)):
+        harness.engine.disk = disk
+        lease = await harness.composer.ensure(harness.recipe(name))
+        tiers.append(lease.tier)
+        lease.release()
+    assert tiers == ["disk", "merged", "merged"]
+    assert harness.metric("loramix_cache_requests_total", tier="disk", result="hit") == 1
+    assert harness.metric("loramix_cache_requests_total", tier="disk", result="miss") == 1
+    assert (await harness.composer.ensure(harness.recipe("style"))).tier == "device"
+
+
 async def test_the_one_whose_last_lease_ended_longest_ago_is_evicted(make_harness: MakeHarness) -> None:
     harness = make_harness(slots=2)
     math = await harness.composer.ensure(harness.recipe("math"))

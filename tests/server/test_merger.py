@@ -1,84 +1,22 @@
 """The merger: merges on helper threads straight into given room, reported by the thread that ran them, whatever happens."""
 
-import time
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
-from harness import MODULES, Gate, tiny_adapter
+from harness import Gate, tiny_adapter
+from merger_harness import Bench, holds, job_of, offline, used_rooms
 
-from merging import LoraAdapter, MergeSpec, Room, Rooms, Term, load_adapter, merge, save_adapter
+from merging import LoraAdapter, MergeSpec, Term, load_adapter, merge, save_adapter
 from server import merger as merger_module
 from server.errors import BusyError
-from server.merger import Job, Merger
 from server.reports import Report
-from server.store import AdapterStore
-
-RANK = 16  # of the rooms
-CPU = torch.device("cpu")
-
-
-class Bench:
-    """A merger, and what it reports."""
-
-    def __init__(self, host_bytes: int = 1 << 20) -> None:
-        self.reports: SimpleQueue[Report] = SimpleQueue()
-        self.merger = Merger(CPU, "bfloat16", AdapterStore(CPU, host_bytes, 0), self.reports.put)
-
-    def begin(self, job: Job, rooms: Rooms | None = None) -> Rooms:
-        rooms = rooms or used_rooms()
-        self.merger.begin(job, rooms, time.perf_counter())
-        return rooms
-
-    def next(self) -> Report:
-        return self.reports.get(timeout=10)
 
 
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
-    for seed, name in enumerate(["math", "code"]):
-        save_adapter(tiny_adapter(4, seed), tmp_path / name)
-    part = {name: MODULES[name] for name in list(MODULES)[:1]}
-    save_adapter(tiny_adapter(2, 5, part), tmp_path / "part")
-    return {name: tmp_path / name for name in ("math", "code", "part")}
-
-
-def used_rooms() -> Rooms:
-    """Rooms for all modules with something of the last merge in them."""
-    return Rooms(
-        {
-            name: Room(torch.full((RANK, d_in), 7.0).bfloat16(), torch.full((d_out, RANK), 7.0).bfloat16())
-            for name, (d_out, d_in) in MODULES.items()
-        }
-    )
-
-
-def job_of(folders: dict[str, Path], lora_id: int = 1, method: str = "cat", **weights: float | dict[str, float]) -> Job:
-    terms = [(name, weight, str(folders[name]), load_adapter(folders[name]).digest) for name, weight in weights.items()]
-    return Job(lora_id=lora_id, method=method, options={}, terms=terms)
-
-
-def offline(folders: dict[str, Path], method: str, *terms: Term) -> LoraAdapter:
-    return merge({name: load_adapter(folder) for name, folder in folders.items()}, MergeSpec.create(method, terms))
-
-
-def holds(rooms: Rooms, merged: LoraAdapter) -> bool:
-    """Whether the rooms have the bytes of a merged adapter, and zeros elsewhere."""
-    for name, room in rooms.items():
-        a_KI, b_OK = torch.zeros_like(room.a_KI), torch.zeros_like(room.b_OK)
-        if name in merged.modules:
-            module = merged.modules[name]
-            a_KI[: module.rank], b_OK[:, : module.rank] = module.a, module.b
-        if not (torch.equal(room.a_KI, a_KI) and torch.equal(room.b_OK, b_OK)):
-            return False
-    return True
 
 
 def test_a_job_gives_the_bytes_of_the_same_merge_offline(bench: Bench, folders: dict[str, Path]) -> None:
@@ -211,7 +149,7 @@ def test_a_slot_is_let_go_before_the_report_and_not_before_the_last_write(folder
     bench = Bench()
 
     def report(report: Report) -> None:
-        bench.merger.wait(report["lora_id"])  # for ever, were the slot still in its hands
+        bench.merger.leave(report["lora_id"])  # for ever, were the slot still in its hands
         bench.reports.put(report)
 
     bench.merger._report = report
@@ -219,7 +157,7 @@ def test_a_slot_is_let_go_before_the_report_and_not_before_the_last_write(folder
     assert gate.begun.wait(10)
     bench.merger.drop(1)  # too late
     gate.go_on.set()
-    bench.merger.wait(1)
+    bench.merger.leave(1)
     assert holds(rooms, offline(folders, "cat", Term("math")))
     assert bench.next()["state"] == "done"
 

@@ -1,12 +1,14 @@
 """Reports from workers' threads to the server's event loop."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest_asyncio
 
+from server.disk_metrics import Figures
 from server.reports import Report, Reporter, Reports
 
 
@@ -14,7 +16,8 @@ class Ends:
     """The server's end, and as many workers' as are asked for."""
 
     def __init__(self) -> None:
-        self.reports = Reports()
+        self.figures: list[Figures] = []
+        self.reports = Reports(self.figures.append)
         self.reporters: list[Reporter] = []
 
     def worker(self) -> Reporter:
@@ -33,7 +36,13 @@ async def ends() -> AsyncIterator[Ends]:
 
 def report(lora_id: int, merge: float = 0.5) -> Report:
     return Report(
-        lora_id=lora_id, state="done", fault=None, seconds={"merge": merge}, tiers={"disk": 1}, used_bytes={"host": 9}
+        lora_id=lora_id,
+        state="done",
+        fault=None,
+        seconds={"merge": merge},
+        tiers={"disk": 1},
+        disk=None,
+        used_bytes={"host": 9},
     )
 
 
@@ -50,6 +59,15 @@ async def test_a_merge_has_ended_once_every_worker_has_said_so(ends: Ends) -> No
     assert sorted(each["seconds"]["merge"] for each in received) == [0.25, 0.75]
     assert all(each["tiers"] == {"disk": 1} for each in received)
     assert not later.done()
+
+
+async def test_figures_come_between_reports(ends: Ends) -> None:
+    reporter, ended = ends.worker(), ends.reports.expect(1, workers=1)
+    figures = Figures(worker=3, families=[("name", "text", "gauge", [("name", {"kind": "a"}, 1.5)])])
+    reporter.send(figures)
+    reporter.send(report(1))
+    await asyncio.wait_for(ended, 10)
+    assert ends.figures == [json.loads(json.dumps(figures))]
 
 
 async def test_what_nobody_expects_is_passed_over(ends: Ends) -> None:

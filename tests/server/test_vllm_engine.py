@@ -45,7 +45,7 @@ class Client:
     def report(self, worker: int, lora_id: int, **changes: Any) -> None:
         report = Report(
             lora_id=lora_id, state="done", fault=None, seconds={"commit": 0.5, "merge": 0.5}, tiers={"disk": 1},
-            used_bytes={"host": 7},
+            disk=None, used_bytes={"host": 7},
         )  # fmt: skip
         report.update(changes)  # type: ignore[typeddict-item]
         self.workers[worker].send(report)
@@ -58,13 +58,13 @@ class Bench:
     def __init__(self) -> None:
         self.client = Client()
         self.requests: dict[str, Any] = {}
-        self.engine = vllm_engine.VllmEngine(self.client, self.requests)
+        self.engine = vllm_engine.VllmEngine(self.client, self.requests, lambda figures: None)
 
 
 @pytest_asyncio.fixture
 async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
-    await bench.engine.setup(1 << 20, 1 << 10)
+    await bench.engine.setup(1 << 20, 1 << 10, None, 1)
     yield bench
     bench.engine._reports.close()
     for worker in bench.client.workers:
@@ -96,7 +96,9 @@ async def test_a_build_is_begun_once_and_done_when_every_worker_has_reported(ben
     await settle()
     ((job, victim),) = bench.client.made("loramix_begin")
     assert victim is None
-    assert job["terms"] == [("math", 0.5, str(math.sources[0].path), math.sources[0].digest)]
+    source = math.sources[0]
+    assert job["terms"] == [("math", 0.5, str(source.path), source.digest, source.nbytes)]
+    assert (job["key"], job["nbytes"]) == (math.key, math.nbytes)
     bench.client.report(0, job["lora_id"])
     await settle()
     assert not building.done()
@@ -107,6 +109,24 @@ async def test_a_build_is_begun_once_and_done_when_every_worker_has_reported(ben
     assert (resident.nbytes, resident.sources, resident.source_bytes) == (10, {"disk": 1}, {"host": 7})
     assert bench.requests[math.name].lora_int_id == resident.lora_id == job["lora_id"]
     assert [method for method, _ in bench.client.calls] == ["loramix_setup", "loramix_begin"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "disk"), [(("hit", "hit"), "hit"), (("hit", "miss"), "miss"), (("hit", None), "miss"), ((None, None), None)]
+)
+async def test_an_adapter_is_from_disk_where_every_worker_read_it(
+    bench: Bench, math: Recipe, workers: tuple[str | None, str | None], disk: str | None
+) -> None:
+    bench.client.hold = True
+    building = asyncio.create_task(bench.engine.build(math, None))
+    await settle()
+    for worker, found in enumerate(workers):
+        phases = {"commit": 0.5, "disk": 0.25} if found == "hit" else {"commit": 0.25, "merge": 2.0}
+        bench.client.report(worker, 1, disk=found, seconds=phases)
+    resident = await asyncio.wait_for(building, 10)
+    assert resident.disk == disk
+    assert resident.seconds["commit"] == (0.5 if "hit" in workers else 0.25)
+    assert resident.seconds.get("merge") == (None if disk == "hit" else 2.0)
 
 
 async def test_a_victim_is_off_the_table_before_it_leaves_its_slot(bench: Bench, math: Recipe, code: Recipe) -> None:
@@ -235,7 +255,7 @@ async def test_workers_that_cannot_serve_keep_the_server_from_starting(
 ) -> None:
     unready.client.facts[1].update(changes)
     with pytest.raises(ConfigError, match=message):
-        await unready.engine.setup(1, 1)
+        await unready.engine.setup(1, 1, None, 1)
 
 
 async def test_a_server_without_lora_or_without_the_extension_says_what_to_start_it_with(unready: Bench) -> None:
@@ -244,7 +264,7 @@ async def test_a_server_without_lora_or_without_the_extension_says_what_to_start
 
     unready.client.collective_rpc = unknown  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="--worker-extension-cls"):
-        await unready.engine.setup(1, 1)
+        await unready.engine.setup(1, 1, None, 1)
     unready.client.vllm_config.lora_config = None  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="--enable-lora"):
-        await unready.engine.setup(1, 1)
+        await unready.engine.setup(1, 1, None, 1)

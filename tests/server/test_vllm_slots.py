@@ -107,6 +107,7 @@ def test_shapes_are_those_of_the_whole_model_and_what_cannot_be_written_has_none
     manager = model(gpus, gpus - 1)
     manager.modules["several"] = layer("ColumnParallelLinearWithLoRA", 1, 0, inputs=WIDTH, outputs=[8, 8, 8])  # from one factor
     assert slots_of(manager).shapes == SHAPES
+    assert slots_of(manager).whole == (gpus == 1)
     assert slots_of(manager).nbytes == sum(
         t[0].nbytes for name in model().modules if name != "lm_head" for t in _stacks(manager.modules[name])
     )

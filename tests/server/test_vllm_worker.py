@@ -3,16 +3,19 @@
 import time
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from disk_harness import until
 from harness import MODULES, Gate, tiny_adapter
 
 from merging import LoraAdapter, load_adapter, save_adapter
+from server import disk_tier
 from server import merger as merger_module
-from server.merger import Job
+from server.job import Job
 
 model_manager = pytest.importorskip("vllm.lora.model_manager", reason="needs vLLM")
 vllm_worker = pytest.importorskip("server.vllm_worker", reason="needs vLLM")
@@ -70,15 +73,26 @@ class Manager(model_manager.LRUCacheLoRAModelManager):  # type: ignore[misc,name
 class Bench:
     """A worker, driven as vLLM and the server drive it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cache_dir: str | None = None) -> None:
         self.reports: SimpleQueue[Any] = SimpleQueue()
-        monkeypatch.setattr(vllm_worker, "Reporter", lambda address: SimpleNamespace(send=self.reports.put))
+        monkeypatch.setattr(vllm_worker, "Reporter", lambda address: SimpleNamespace(send=self.take))
+        self.figures: list[Any] = []
         self.manager = Manager()
         self.worker = vllm_worker.LoramixWorker()
-        self.worker.device = torch.device("cpu")
+        self.worker.device, self.worker.rank = torch.device("cpu"), 0
         lora_manager = SimpleNamespace(lora_config=self.manager.lora_config, _adapter_manager=self.manager)
         self.worker.model_runner = SimpleNamespace(lora_manager=lora_manager)
-        self.facts = self.worker.loramix_setup("ipc:///nowhere", 1 << 20, 1 << 20)
+        self.facts = self.worker.loramix_setup("ipc:///nowhere", 1 << 20, 1 << 20, cache_dir, 1 << 20)
+
+    def take(self, message: Any) -> None:
+        if "families" in message:
+            self.figures.append(message)
+        else:
+            self.reports.put(message)
+
+    def figure(self, name: str, **labels: str) -> float:
+        samples = [sample for *_, family in self.figures[-1]["families"] for sample in family]
+        return sum(value for sample, its, value in samples if (sample, its) == (name, labels))
 
     def build(self, job: Job, victim: int | None = None) -> Any:
         self.worker.loramix_begin(job, victim)
@@ -122,7 +136,8 @@ def folders(tmp_path: Path) -> dict[int, Path]:
 def jobs(folders: dict[int, Path]) -> dict[int, Job]:
     return {
         lora_id: Job(
-            lora_id=lora_id, method="cat", options={}, terms=[("it", 1.0, str(folder), load_adapter(folder).digest)]
+            lora_id=lora_id, key=f"{lora_id:064x}", nbytes=1, method="cat", options={},
+            terms=[("it", 1.0, str(folder), load_adapter(folder).digest, 1)],
         )
         for lora_id, folder in folders.items()
     }  # fmt: skip
@@ -139,7 +154,7 @@ def test_the_facts_are_those_of_the_model_and_one_slot_stays_empty_on_the_cpu(be
 
 def test_sharded_factors_are_refused(bench: Bench) -> None:
     bench.manager.lora_config.fully_sharded_loras = True
-    assert "--fully-sharded-loras" in bench.worker.loramix_setup("ipc:///nowhere", 1, 1)["error"]
+    assert "--fully-sharded-loras" in bench.worker.loramix_setup("ipc:///nowhere", 1, 1, None, 1)["error"]
 
 
 def test_a_merge_has_its_slot_at_once_and_its_content_when_it_is_reported(
@@ -248,6 +263,47 @@ def test_an_adapter_that_cannot_be_merged_again_does_not_end_the_engine(
     bench.step(1)
     assert all((delta == 0).all() for delta in bench.manager.content(1).values())
     assert bench.serves(2, tiny_adapter(4, 2))
+
+
+def test_with_a_disk_cache_a_restarted_worker_serves_what_another_has_written(
+    monkeypatch: pytest.MonkeyPatch, jobs: dict[int, Job], tmp_path: Path
+) -> None:
+    bench = Bench(monkeypatch, str(tmp_path / "cache"))
+    assert bench.build(jobs[1])["disk"] == "miss"
+    until(lambda: bench.figure("loramix_disk_writes_total", outcome="written") == 1)
+    restarted = Bench(monkeypatch, str(tmp_path / "cache"))
+    assert restarted.build(jobs[1])["disk"] == "hit"
+    assert restarted.serves(1, tiny_adapter(4, 1))
+
+
+@pytest.mark.parametrize("how", ["evicted", "given away inside a step"])
+def test_a_slot_that_is_no_longer_an_adapters_own_is_not_written_to_disk(
+    monkeypatch: pytest.MonkeyPatch, jobs: dict[int, Job], tmp_path: Path, how: str
+) -> None:
+    bench = Bench(monkeypatch, str(tmp_path / "cache"))
+    begun, go_on = Event(), Event()
+    copied = disk_tier._copied
+
+    def wait(factor: torch.Tensor) -> torch.Tensor:
+        begun.set()
+        assert go_on.wait(10)
+        return copied(factor)
+
+    monkeypatch.setattr(disk_tier, "_copied", wait)
+    bench.build(jobs[1])
+    assert begun.wait(10)
+    if how == "evicted":
+        bench.build(jobs[2], victim=1)
+    else:
+        bench.build(jobs[2])
+        bench.build(jobs[3], victim=2)
+        bench.step(2)  # 1 has been unused for longest: it makes room
+    go_on.set()
+    disk = bench.worker.loramix_merger._disk
+    disk._keeper._thread.shutdown()
+    disk._cache.close()  # all that there was to write is written
+    assert bench.figure("loramix_disk_writes_total", outcome="left") > 0
+    assert not list((tmp_path / "cache").glob(f"{jobs[1]['key']}*"))
 
 
 def test_what_was_never_merged_cannot_be_loaded(bench: Bench) -> None:
