@@ -5,6 +5,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import torch
+from disk_harness import PLENTY, Cache, until
 from harness import MODULES
 
 from merging import LoraAdapter, MergeSpec, Room, Rooms, Term, load_adapter, merge
@@ -32,6 +33,36 @@ class Bench:
 
     def next(self) -> Report:
         return self.reports.get(timeout=10)
+
+
+class Worker(Bench):
+    """A merger with a disk cache, which it asks and writes whatever the time of a tiny merge is."""
+
+    def __init__(self, path: Path, most_bytes: int = PLENTY, *, whole: bool = True, writes: bool = True) -> None:
+        self.disk = Cache(path, most_bytes)
+        tier = DiskTier(self.disk.cache, self.disk.metrics, CPU, writes=writes, whole=whole)
+        tier._estimates.prefer_entry = lambda *args: True  # type: ignore[method-assign]
+        tier._estimates.is_worth_writing = lambda *args: True  # type: ignore[method-assign]
+        self.tier = tier
+        super().__init__(disk=tier)
+
+    def build(self, job: Job) -> Rooms:
+        """The slot once the merge is done and its entry, if one is due, written or given up."""
+        rooms = self.begin(job)
+        report = self.next()
+        assert report["state"] == "done"
+        self.last = report
+        until(lambda: not self.tier._keeper._staying and self.disk.cache._queue.empty())
+        return rooms
+
+    def entries(self) -> dict[str, Path]:
+        return {path.name.split(".")[0]: path for path in self.disk.path.glob("[0-9a-f]*")}
+
+    def built(self, job: Job) -> Rooms:
+        """As `build`, and its entry is there."""
+        rooms = self.build(job)
+        until(lambda: job["key"] in self.entries())
+        return rooms
 
 
 def used_rooms() -> Rooms:

@@ -10,47 +10,16 @@ import pytest
 import torch
 from disk_harness import PLENTY, WEIGHTS, Cache, until
 from harness import MODULES
-from merger_harness import CPU, RANK, Bench, holds, job_of, offline
+from merger_harness import CPU, RANK, Bench, Worker, holds, job_of, offline
 
 from merging import LoraAdapter, Room, Rooms, Term, load_adapter, merge_into
 from server import disk_tier
 from server import merger as merger_module
 from server.disk_tier import DiskTier
 from server.errors import BusyError
-from server.job import Job
 
 Folders = dict[str, Path]
 METHODS = ["cat", "lego", "svd", "ties", "tsv"]
-
-
-class Worker(Bench):
-    """A merger with a disk cache, which it asks and writes whatever the time of a tiny merge is."""
-
-    def __init__(self, path: Path, *, whole: bool = True, writes: bool = True, host_bytes: int = 1 << 20) -> None:
-        self.disk = Cache(path, PLENTY)
-        tier = DiskTier(self.disk.cache, self.disk.metrics, CPU, writes=writes, whole=whole)
-        tier._estimates.prefer_entry = lambda *args: True  # type: ignore[method-assign]
-        tier._estimates.is_worth_writing = lambda *args: True  # type: ignore[method-assign]
-        self.tier = tier
-        super().__init__(host_bytes, tier)
-
-    def build(self, job: Job) -> Rooms:
-        """The slot once the merge is done and its entry, if one is due, written or given up."""
-        rooms = self.begin(job)
-        report = self.next()
-        assert report["state"] == "done"
-        self.last = report
-        until(lambda: not self.tier._keeper._staying and self.disk.cache._queue.empty())
-        return rooms
-
-    def entries(self) -> dict[str, Path]:
-        return {path.name.split(".")[0]: path for path in self.disk.path.glob("[0-9a-f]*")}
-
-    def built(self, job: Job) -> Rooms:
-        """As `build`, and its entry is there."""
-        rooms = self.build(job)
-        until(lambda: job["key"] in self.entries())
-        return rooms
 
 
 @pytest.fixture
