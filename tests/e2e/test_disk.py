@@ -22,7 +22,6 @@ WEIGHTS = "adapter_model.safetensors"
 PLENTY = 2**40
 # Two pairs of adapters in turn, where memory is for one: so there is always something to read, and the disk cache is quicker.
 HOST_GIB = 0.0105
-QUICK = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}  # its processes need not import everything anew
 RECIPES = [recipe for w in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0) for recipe in (f"svd-8(all*{w}+twin)", f"iso(attn*{w}+mlp)")]
 
 Start = Callable[..., LiveServer]
@@ -42,7 +41,7 @@ def start(model: Path, adapters: Path, tmp_path: Path) -> Iterator[Start]:
             options = (*options, "--cache-dir", str(tmp_path / "cache")) if cached else options
             fixed = ["--adapters", str(adapters), "--adapter-host-gib", str(HOST_GIB), "--max-loras", "4", "--enforce-eager"]
             log = tmp_path / f"log-{random.randbytes(4).hex()}"
-            return stack.enter_context(LiveServer(serve_command(model, *fixed, *options), log, QUICK))
+            return stack.enter_context(LiveServer(serve_command(model, *fixed, *options), log))
 
         yield begin
 
