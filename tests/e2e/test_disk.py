@@ -108,7 +108,8 @@ def kill(server: LiveServer) -> None:
     psutil.wait_procs(family, timeout=20)
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.long  # a start takes a minute; tests/server/test_disk_killed.py kills a worker without an engine fifty times
+@pytest.mark.parametrize("times", [2, 50])
 def test_servers_killed_at_random_moments_leave_nothing_that_is_wrong(
     start: Start, tokens: list[int], tmp_path: Path, times: int
 ) -> None:
