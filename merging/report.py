@@ -102,17 +102,27 @@ def explain(adapters: Mapping[str, LoraAdapter], spec: MergeSpec, *, device: tor
     for pool in pool_units(everything, [Term("merged"), *map(Term, names)], device):
         sources = {names[place - 1]: overlaps for place, overlaps in _overlaps(pool).items()}
         for row, module in enumerate(pool.modules):
-            layer = _LAYER.search(module)
             reports.append(
                 ModuleReport(
                     module,
-                    int(layer[1]) if layer else None,
-                    module.rpartition(".")[2],
+                    layer_of(module),
+                    kind_of(module),
                     pool.ranks[0] if pool.adapters[0] == 0 else 0,
                     {n: replace(column[row], shared_units=shared.get((module, n), 0)) for n, column in sources.items()},
                 )
             )
     return sorted(reports, key=lambda report: report.module)
+
+
+def layer_of(module: str) -> int | None:
+    """The first number in a module's name, None if it has none."""
+    layer = _LAYER.search(module)
+    return int(layer[1]) if layer else None
+
+
+def kind_of(module: str) -> str:
+    """The last part of a module's name, such as `q_proj`."""
+    return module.rpartition(".")[2]
 
 
 def norms(adapter: LoraAdapter) -> dict[str, float]:
@@ -122,7 +132,7 @@ def norms(adapter: LoraAdapter) -> dict[str, float]:
         scale_LN = pool.coefficient_LN
         square_L = (scale_LN[:, :, None] * pool.gram_a_LNN * pool.gram_b_LNN * scale_LN[:, None, :]).sum(dim=(1, 2))
         for name, square in zip(pool.modules, square_L.tolist(), strict=True):
-            squares.setdefault(name.rpartition(".")[2], []).append(max(square, 0.0))
+            squares.setdefault(kind_of(name), []).append(max(square, 0.0))
     return {kind: (sum(values) / len(values)) ** 0.5 for kind, values in squares.items()}
 
 

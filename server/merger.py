@@ -164,7 +164,7 @@ class Merger:
                 self._merge_sources(flight)
 
     def _merge_sources(self, flight: _Flight) -> None:
-        absent = absent_bytes(flight.job, self._store)
+        absent = 0 if self._disk is None else absent_bytes(flight.job, self._store)
         with self._store.acquire(_sources(flight.job)) as held:
             flight.sources, flight.tiers = held.adapters, held.tiers
             flight.seconds |= held.seconds

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
 from live import LiveServer
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from merging import load_adapter
+from merging import load_adapter, merge, save_adapter
+from server.grammar import parse_expression
 
 TEXT = (
     "The ship had been at sea for forty days when the cook, who had never been wrong about the weather, "
@@ -32,6 +35,19 @@ def with_dense_deltas(model: Path, adapters: Path, weights: Mapping[str, float |
             here = weight(module) if callable(weight) else weight
             target.data = (target.data.double() + here * factors.delta()).float()
     return network
+
+
+def save_offline(adapters: Path, recipe: str, folder: Path, **how: Any) -> None:
+    """Write what a recipe merges to; `how` as of `merge`."""
+    spec = parse_expression(recipe, "cat")
+    sources = {term.adapter: load_adapter(adapters / term.adapter) for term in spec.terms}
+    save_adapter(merge(sources, spec, **how), folder)
+
+
+def with_offline_merge(model: Path, adapters: Path, recipe: str, folder: Path, **how: Any) -> PeftModel:
+    """The base model with what `save_offline` writes, loaded by PEFT."""
+    save_offline(adapters, recipe, folder, **how)
+    return PeftModel.from_pretrained(base(model), folder).eval()
 
 
 def logprobs_of(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import pictures
 from merging import METHODS
-from merging.errors import OutputError
 
 _LEARNED = {"cat-free": "black", "cat-softmax": "dimgray", "cat-random": "lightgray"}
 _REFERENCES = {"best-single": ":", "union": "--", "target": "-."}
@@ -17,20 +17,9 @@ def draw(record: Mapping[str, Any], stem: Path) -> list[Path]:
     Raises:
         OutputError: without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OutputError("plots need matplotlib: pip install 'loramix[plot]'") from error
-    written = []
-    for name, plot in (("scales", _scales), ("ranks", _ranks)):
-        figure = Figure(layout="constrained")
-        if plot(figure, record):
-            figure.suptitle(f"{record['hardware']}, {record['date']}, mean of {record['seeds']} seeds", fontsize=9)
-            path = stem.with_name(f"{stem.name}-{name}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
-            written.append(path)
-    return written
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{record['hardware']}, {record['date']}, mean of {record['seeds']} seeds"
+    return pictures.draw(record, {"scales": _scales, "ranks": _ranks}, title, 9, stem)
 
 
 def _scales(figure: Any, record: Mapping[str, Any]) -> bool:

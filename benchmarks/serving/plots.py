@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merging.errors import OutputError
+from benchmarks import pictures
 
 # Phases in the order they ran, with what they are called and how they look.
 _PHASES = {
@@ -24,19 +24,8 @@ def draw(record: Mapping[str, Any], stem: Path) -> list[Path]:
     Raises:
         OutputError: without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OutputError("plots need matplotlib: pip install 'loramix[plot]'") from error
-    written = []
-    for name, plot in (("gaps", _gaps), ("first-token", _first_token), ("settings", _settings)):
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        if plot(figure, record):
-            figure.suptitle(record["hardware"], fontsize=10)
-            path = stem.with_name(f"{stem.name}-{name}.png")
-            figure.savefig(path, dpi=150)
-            written.append(path)
-    return written
+    plots = {"gaps": _gaps, "first-token": _first_token, "settings": _settings}
+    return pictures.draw(record, plots, record["hardware"], 10, stem)
 
 
 def _gaps(figure: Any, record: Mapping[str, Any]) -> bool:

@@ -13,7 +13,8 @@ from rich.table import Table
 from merging.errors import OutputError
 from merging.methods.lego import LegoOptions
 from merging.report import ModuleReport, explain, total
-from server.commands.explain_plot import check_plot, draw
+from server.commands.explain_plot import draw
+from server.commands.heat_map import check_plot
 from server.commands.recipes import Adapters, Device, Expression, Json, device_of, progress_bar, read_recipe
 
 

@@ -19,9 +19,10 @@ from rich.table import Table
 from merging import LoraAdapter, MergeSpec, RecipeError, check_rank, ranks
 from merging.errors import OutputError
 from merging.fit import Fit, FitError, FitOptions, Rows, Search, fit, read_rows, search
-from server.commands.explain_plot import check_plot
+from merging.report import kind_of
 from server.commands.fit_model import load_model, load_tokenizer
-from server.commands.fit_plot import draw_weights, kind_of
+from server.commands.fit_plot import draw_weights
+from server.commands.heat_map import check_plot
 from server.commands.recipes import Adapters, device_of, read_recipe
 from server.grammar import readable
 from server.preset_file import PresetFile, changed_options, names_file, save_preset_file

@@ -59,24 +59,25 @@ def test_a_stopped_run_goes_on_to_the_same_scores(options, finished) -> None:
     assert any("trained pirate" in line for line in lines)
 
 
-def test_only_what_is_missing_is_made_again(options, finished) -> None:
-    shutil.copytree(finished.folder, options.work)
-    path = options.work / "scores.json"
+def copy_without(finished: Work, folder: Path, score: str) -> None:
+    """A run that has everything but one score."""
+    shutil.copytree(finished.folder, folder)
+    path = folder / "scores.json"
     kept = json.loads(path.read_text())
-    del kept["0 skills.sum+pirate lego"]
+    del kept[score]
     path.write_text(json.dumps(kept))
+
+
+def test_only_what_is_missing_is_made_again(options, finished) -> None:
+    copy_without(finished, options.work, "0 skills.sum+pirate lego")
     lines: list[str] = []
     assert scores(run(options, lines.append)) == scores(finished)
     assert not [line for line in lines if "train" in line or "learned" in line]
 
 
 def test_adapters_that_are_gone_are_trained_again_for_what_is_left_to_judge(options, finished) -> None:
-    shutil.copytree(finished.folder, options.work)
+    copy_without(finished, options.work, "0 tasks.three cat")
     shutil.rmtree(options.work / "seed-0" / "adapters")
-    path = options.work / "scores.json"
-    kept = json.loads(path.read_text())
-    del kept["0 tasks.three cat"]
-    path.write_text(json.dumps(kept))
     lines: list[str] = []
     assert scores(run(options, lines.append)) == scores(finished)
     assert {line.rpartition(" ")[2] for line in lines if "trained" in line} == {"plural", "letter", "opposite"}

@@ -11,12 +11,10 @@ import httpx
 import pytest
 import torch
 from live import LiveServer, serve_command
-from logprobs import EXACT, ROUNDED, TEXT, base, distance, logprobs_of, served_logprobs, with_dense_deltas
-from peft import PeftModel
+from logprobs import EXACT, ROUNDED, TEXT, base, distance, logprobs_of, served_logprobs, with_dense_deltas, with_offline_merge
 from transformers import AutoTokenizer
 
-from merging import MergeSpec, Term, load_adapter, merge, save_adapter
-from server.grammar import parse_expression
+from merging import MergeSpec, Term, load_adapter
 from server.preset_file import PresetFile, save_preset_file
 
 
@@ -66,10 +64,7 @@ def test_a_served_cat_is_the_base_plus_the_weighted_sum(
 def test_what_is_served_equals_what_is_merged_offline_and_loaded_by_peft(
     exact: LiveServer, model: Path, adapters: Path, tokens: list[int], recipe: str, tmp_path: Path
 ) -> None:
-    spec = parse_expression(recipe, "cat")
-    sources = {term.adapter: load_adapter(adapters / term.adapter) for term in spec.terms}
-    save_adapter(merge(sources, spec, dtype=torch.float32), tmp_path / "merged")
-    offline = PeftModel.from_pretrained(base(model), tmp_path / "merged").eval()
+    offline = with_offline_merge(model, adapters, recipe, tmp_path / "merged", dtype=torch.float32)
     assert distance(served_logprobs(exact, recipe, tokens), logprobs_of(offline, tokens)) < EXACT
 
 
@@ -77,9 +72,7 @@ def test_what_is_served_equals_what_is_merged_offline_and_loaded_by_peft(
 def test_in_bfloat16_every_method_agrees_with_the_offline_merge_within_rounding(
     server: LiveServer, model: Path, adapters: Path, tokens: list[int], recipe: str, tmp_path: Path
 ) -> None:
-    spec = parse_expression(recipe, "cat")
-    save_adapter(merge({t.adapter: load_adapter(adapters / t.adapter) for t in spec.terms}, spec), tmp_path / "merged")
-    offline = PeftModel.from_pretrained(base(model), tmp_path / "merged").eval()
+    offline = with_offline_merge(model, adapters, recipe, tmp_path / "merged")
     served = served_logprobs(server, recipe, tokens)
     assert distance(served, logprobs_of(offline, tokens)) < ROUNDED
     assert distance(served, logprobs_of(base(model), tokens)) > 2 * ROUNDED

@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from live import LiveServer, serve_command
-from logprobs import ROUNDED, TEXT, distance, served_logprobs
+from logprobs import ROUNDED, TEXT, distance, save_offline, served_logprobs
 from transformers import AutoTokenizer
-
-from merging import load_adapter, merge, save_adapter
-from server.grammar import parse_expression
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM quantises to fp8 on a CUDA device only")
 
@@ -28,9 +25,7 @@ RECIPES = {
 def quantized(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     root = tmp_path_factory.mktemp("offline")
     for name, recipe in RECIPES.items():
-        spec = parse_expression(recipe, "cat")
-        sources = {term.adapter: load_adapter(adapters / term.adapter) for term in spec.terms}
-        save_adapter(merge(sources, spec, device="cuda").to("cpu"), root / name)
+        save_offline(adapters, recipe, root / name, device="cuda")
     options = ["--adapters", str(adapters), "--adapters", str(root), "--max-lora-rank", "16", "--quantization", "fp8"]
     with LiveServer(serve_command(model, *options), tmp_path_factory.mktemp("quantized") / "log") as live:
         yield live

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from live import LiveServer, serve_command
-from logprobs import EXACT, ROUNDED, TEXT, base, distance, logprobs_of, served_logprobs, with_dense_deltas
-from peft import PeftModel
+from logprobs import EXACT, ROUNDED, TEXT, base, distance, logprobs_of, served_logprobs, with_dense_deltas, with_offline_merge
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from merging import LoraAdapter, LoraModule, load_adapter, merge, save_adapter
-from server.grammar import parse_expression
+from merging import LoraAdapter, LoraModule, save_adapter
 
 RECIPES = [
     "cat(one+two*-0.5)", "lego-6(one+two*0.5)", "svd-6(one+two*-0.5)", "linear(one*0.6+three*0.4)", "ties(one+three)",
@@ -71,10 +69,7 @@ def tokens(tiny: Path) -> list[int]:
 def test_two_workers_serve_what_is_merged_offline(
     sharded: LiveServer, tiny: Path, sources: Path, tokens: list[int], recipe: str, tmp_path: Path
 ) -> None:
-    spec = parse_expression(recipe, "cat")
-    adapters = {term.adapter: load_adapter(sources / term.adapter) for term in spec.terms}
-    save_adapter(merge(adapters, spec, dtype=torch.float32), tmp_path / "merged")
-    offline = PeftModel.from_pretrained(base(tiny), tmp_path / "merged").eval()
+    offline = with_offline_merge(tiny, sources, recipe, tmp_path / "merged", dtype=torch.float32)
     near = ROUNDED if torch.cuda.is_available() else EXACT
     served = served_logprobs(sharded, recipe, tokens)
     assert distance(served, logprobs_of(offline, tokens)) < near

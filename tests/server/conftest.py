@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
+import torch
 from harness import MODULES, Gate, Harness, tiny_adapter
 
 from merging import save_adapter
+from server import disk_tier
 from server.catalog import Catalog
 
 
@@ -45,3 +48,19 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     part = {name: MODULES[name] for name in list(MODULES)[:1]}
     save_adapter(tiny_adapter(2, 5, part), tmp_path / "part")
     return {name: tmp_path / name for name in ("math", "code", "part")}
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
+    """Copies from slots wait in the middle: (begun, go on)."""
+    begun, go_on = Event(), Event()
+    copied = disk_tier._copied
+
+    def wait(factor: torch.Tensor) -> torch.Tensor:
+        begun.set()
+        assert go_on.wait(10)
+        return copied(factor)
+
+    monkeypatch.setattr(disk_tier, "_copied", wait)
+    yield begun, go_on
+    go_on.set()

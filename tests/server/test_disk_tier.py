@@ -13,7 +13,6 @@ from harness import MODULES
 from merger_harness import CPU, RANK, Bench, Worker, holds, job_of, offline
 
 from merging import LoraAdapter, Room, Rooms, Term, load_adapter, merge_into
-from server import disk_tier
 from server import merger as merger_module
 from server.disk_tier import DiskTier
 from server.errors import BusyError
@@ -182,22 +181,6 @@ def test_whatever_happens_to_a_read_the_adapter_is_merged(
     monkeypatch.setattr(merger_module, "merge_into", fail_once)
     assert holds(worker.build(job), offline(folders, "cat", Term("math")))
     assert worker.last["disk"] == "miss"
-
-
-@pytest.fixture
-def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
-    """Copies from slots wait in the middle: (begun, go on)."""
-    begun, go_on = Event(), Event()
-    copied = disk_tier._copied
-
-    def wait(factor: torch.Tensor) -> torch.Tensor:
-        begun.set()
-        assert go_on.wait(10)
-        return copied(factor)
-
-    monkeypatch.setattr(disk_tier, "_copied", wait)
-    yield begun, go_on
-    go_on.set()
 
 
 def test_a_slot_that_is_given_away_while_it_is_copied_writes_nobodys_bytes_under_its_key(

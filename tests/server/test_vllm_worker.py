@@ -13,7 +13,6 @@ from disk_harness import until
 from harness import MODULES, Gate, tiny_adapter
 
 from merging import LoraAdapter, load_adapter, save_adapter
-from server import disk_tier
 from server import merger as merger_module
 from server.job import Job
 
@@ -278,18 +277,10 @@ def test_with_a_disk_cache_a_restarted_worker_serves_what_another_has_written(
 
 @pytest.mark.parametrize("how", ["evicted", "given away inside a step"])
 def test_a_slot_that_is_no_longer_an_adapters_own_is_not_written_to_disk(
-    monkeypatch: pytest.MonkeyPatch, jobs: dict[int, Job], tmp_path: Path, how: str
+    monkeypatch: pytest.MonkeyPatch, jobs: dict[int, Job], tmp_path: Path, copying: tuple[Event, Event], how: str
 ) -> None:
     bench = Bench(monkeypatch, str(tmp_path / "cache"))
-    begun, go_on = Event(), Event()
-    copied = disk_tier._copied
-
-    def wait(factor: torch.Tensor) -> torch.Tensor:
-        begun.set()
-        assert go_on.wait(10)
-        return copied(factor)
-
-    monkeypatch.setattr(disk_tier, "_copied", wait)
+    begun, go_on = copying
     bench.build(jobs[1])
     assert begun.wait(10)
     if how == "evicted":
