@@ -10,6 +10,7 @@ from pathlib import Path
 
 from merging import DTYPES, AdapterError, MergeSpec, RecipeError, check_rank
 from merging.errors import nearest
+from server.caller import ANYONE, Caller
 from server.errors import UnknownModelError
 from server.grammar import is_name, readable, readable_sum
 from server.survey import Survey, survey
@@ -97,16 +98,17 @@ class Catalog:
             Source(name, path.resolve(), found.digest, found.nbytes), found.ranks, sum(map(sum, found.shapes.values()))
         )
 
-    def resolve(self, spec: MergeSpec) -> Recipe:
-        """What `spec` means today.
+    def resolve(self, spec: MergeSpec, caller: Caller = ANYONE) -> Recipe:
+        """What `spec` means today. An adapter that `caller` may not use is as one that is not there.
 
         Raises:
-            UnknownModelError: naming the adapter and the nearest known names.
+            UnknownModelError: naming the adapter and the nearest names that the caller may use.
             RecipeError: where the merged adapter would not fit the engine, with the remedies.
         """
         for term in spec.terms:
-            if term.adapter not in self._entries:
-                raise UnknownModelError(f"no adapter {term.adapter!r} here{nearest(term.adapter, self._entries)}")
+            if term.adapter not in self._entries or not caller.may_use(term.adapter):
+                usable = list(filter(caller.may_use, self._entries))
+                raise UnknownModelError(f"no adapter {term.adapter!r} here{nearest(term.adapter, usable)}")
         entries = {term.adapter: self._entries[term.adapter] for term in spec.terms}
         rank = check_rank(spec, {name: entry.ranks for name, entry in entries.items()})
         if rank > self._max_rank:

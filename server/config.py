@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     adapter_gpu_gib: float = Field(default=2.0, gt=0, description="GPU memory for source adapters, GiB on each GPU.")
     cache_dir: Path | None = Field(default=None, description="Folder in which merged adapters outlive the server.")
     cache_disk_gib: float = Field(default=20.0, gt=0, description="Disk space for merged adapters, GiB.")
+    keys_file: Path | None = Field(default=None, description="TOML file of the keys that open this server.")
 
     @property
     def adapter_host_bytes(self) -> int:

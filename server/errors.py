@@ -5,6 +5,8 @@ LoramixError (merging)
 │   └── RecipeSyntaxError     400   the expression cannot be read; points at the place
 ├── AdapterError (merging)    400   a source adapter turned out to be unusable
 ├── RequestError              400   the request's body is at fault
+├── UnauthorizedError         401   the request has no key of this server
+├── ForbiddenError            403   its key does not open this route
 ├── UnknownModelError         404   no base model, adapter or preset of that name
 ├── BusyError                 503   every slot is in use, or building took too long; try again
 │   └── OutOfMemoryError      503   the device has no memory left for the merge; try again
@@ -34,6 +36,14 @@ class RequestError(LoramixError):
         self.param = param
 
 
+class UnauthorizedError(LoramixError):
+    """A request without a key, or with one that this server does not know."""
+
+
+class ForbiddenError(LoramixError):
+    """A route that is closed, or that the request's key does not open."""
+
+
 class UnknownModelError(LoramixError):
     """A name that is neither base model, adapter nor preset."""
 
@@ -53,6 +63,10 @@ class ConfigError(LoramixError):
 def status_of(error: LoramixError) -> HTTPStatus:
     """The HTTP status that an error is answered with."""
     match error:
+        case UnauthorizedError():
+            return HTTPStatus.UNAUTHORIZED
+        case ForbiddenError():
+            return HTTPStatus.FORBIDDEN
         case UnknownModelError():
             return HTTPStatus.NOT_FOUND
         case BusyError():
@@ -65,7 +79,10 @@ def status_of(error: LoramixError) -> HTTPStatus:
 def body_of(error: LoramixError) -> dict[str, Any]:
     """The JSON body: `{"error": {message, type, param, code}}`, with types named as vLLM names them."""
     status = status_of(error)
-    kinds = {400: "BadRequestError", 404: "NotFoundError", 503: "ServiceUnavailableError"}
+    kinds = {
+        400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError",
+        503: "ServiceUnavailableError",
+    }  # fmt: skip
     param = "model" if isinstance(error, UnknownModelError) else getattr(error, "param", None)
     return {
         "error": {"message": str(error), "type": kinds.get(status, "InternalServerError"), "param": param, "code": int(status)}
@@ -73,5 +90,7 @@ def body_of(error: LoramixError) -> dict[str, Any]:
 
 
 def headers_of(error: LoramixError) -> dict[str, str]:
-    """Extra response headers: when to try again, where that helps."""
+    """Extra response headers: when to try again, where that helps, or how to say who asks."""
+    if isinstance(error, UnauthorizedError):
+        return {"www-authenticate": "Bearer"}
     return {"retry-after": str(RETRY_AFTER_SECONDS)} if isinstance(error, BusyError) else {}

@@ -10,10 +10,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from starlette._utils import get_route_path  # as the router sees a path: without --root-path
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from merging import LoramixError
+from server.caller import caller_of
 from server.composer import Lease
 from server.errors import RequestError, body_of, headers_of, status_of
 from server.service import Service
@@ -32,7 +34,7 @@ class Gateway:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in GENERATING | READING:
+        if scope["type"] != "http" or scope["method"] != "POST" or get_route_path(scope) not in GENERATING | READING:
             await self.app(scope, receive, send)
             return
         service: Service = scope["app"].state.loramix
@@ -48,12 +50,12 @@ class Gateway:
             return
         lease, gone = None, None
         try:
-            recipe = service.recipe_of(payload)
+            recipe = service.recipe_of(payload, caller_of(scope))
             if recipe is None:
                 await self.app(scope, _replay(body, receive), send)
                 return
             payload.pop("lora", None)
-            if scope["path"] in READING:
+            if get_route_path(scope) in READING:
                 payload["model"] = service.base_models[0]
                 await self.app(scope, _replay(json.dumps(payload).encode(), receive), send)
                 return

@@ -6,6 +6,7 @@ from typing import Any
 
 from merging import MergeSpec, Term
 from merging.errors import nearest
+from server.caller import Caller
 from server.catalog import Catalog, Recipe
 from server.composer import Composer
 from server.errors import RequestError, UnknownModelError
@@ -28,8 +29,15 @@ class Service:
     composer: Composer
     default_method: str
 
-    def recipe_of(self, payload: Mapping[str, Any]) -> Recipe | None:
+    def visible(self, caller: Caller) -> tuple[list[str], dict[str, MergeSpec]]:
+        """The adapters that `caller` may use, and the presets that are made of such adapters alone."""
+        presets = {name: spec for name, spec in self.presets.items() if _may_use(caller, spec)}
+        return list(filter(caller.may_use, self.catalog.entries)), presets
+
+    def recipe_of(self, payload: Mapping[str, Any], caller: Caller) -> Recipe | None:
         """The recipe of a request's body; None where it asks for the base model, or vLLM has to complain.
+
+        What the caller may not use is as what is not there.
 
         Raises:
             UnknownModelError, RecipeError, RequestError: see server/errors.py.
@@ -45,15 +53,20 @@ class Service:
                     f"(model {self.base_models[0]!r} goes with lora)",
                     "lora",
                 )
-            return self.catalog.resolve(parse_object(lora, self.default_method))
-        return None if plain else self.catalog.resolve(self._spec_of(str(model)))
+            return self.catalog.resolve(parse_object(lora, self.default_method), caller)
+        return None if plain else self.catalog.resolve(self._spec_of(str(model), caller), caller)
 
-    def _spec_of(self, model: str) -> MergeSpec:
-        if model in self.presets:
-            return self.presets[model]
-        if is_name(model) and model not in self.catalog.entries:
-            known = [*self.base_models, *self.catalog.entries, *self.presets]
+    def _spec_of(self, model: str, caller: Caller) -> MergeSpec:
+        preset = self.presets.get(model)
+        if preset is not None and _may_use(caller, preset):
+            return preset
+        if not is_name(model):
+            return parse_expression(model, self.default_method)
+        if model not in self.catalog.entries or not caller.may_use(model):
+            known = [*self.base_models, *(name for names in self.visible(caller) for name in names)]
             raise UnknownModelError(f"no model, adapter or preset {model!r} here{nearest(model, known)}")
-        if model in self.catalog.entries:
-            return MergeSpec.create("cat", [Term(model)])
-        return parse_expression(model, self.default_method)
+        return MergeSpec.create("cat", [Term(model)])
+
+
+def _may_use(caller: Caller, preset: MergeSpec) -> bool:
+    return all(caller.may_use(term.adapter) for term in preset.terms)

@@ -5,6 +5,7 @@ Registered as entry point `loramix` in the group `vllm.endpoint_plugins`; vLLM l
 
 import argparse
 import logging
+import os
 import statistics
 import sys
 import time
@@ -15,6 +16,7 @@ from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 
 from merging import AdapterError, LoramixError
+from server.access import Access
 from server.catalog import Catalog
 from server.composer import Composer
 from server.config import Settings
@@ -22,6 +24,7 @@ from server.disk_metrics import WorkerFigures
 from server.engine import EngineFacts
 from server.errors import ConfigError
 from server.gateway import Gateway
+from server.keys import Keys, refuse_vllms_keys
 from server.metrics import Metrics
 from server.presets import read_presets
 from server.routes import models
@@ -39,11 +42,12 @@ class LoramixPlugin:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the gateway and the routes; vLLM's own list of models gives way to ours."""
+        """Add access, the gateway and the routes; vLLM's own list of models gives way to ours."""
         ours = {route.path for route in models.router.routes}  # type: ignore[attr-defined]
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
         app.include_router(models.router)
         app.add_middleware(Gateway)
+        app.add_middleware(Access)  # the last one added is the first that a request meets
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: argparse.Namespace) -> None:
         """Check every adapter against the engine's model, and open for requests.
@@ -57,6 +61,8 @@ class LoramixPlugin:
         base_models = tuple(path.name for path in serving.base_model_paths)
         try:
             _refuse_replicas(args)
+            refuse_vllms_keys(args)
+            keys = Keys(settings.keys_file)
             figures = WorkerFigures()
             REGISTRY.register(figures)
             engine = VllmEngine(engine_client, serving.lora_requests, figures.take)
@@ -73,8 +79,11 @@ class LoramixPlugin:
             raise SystemExit(2) from None
         composer = Composer(engine, facts.slots, settings.merge_timeout, Metrics())
         state.loramix = Service(base_models, catalog, presets, composer, settings.default_method)
+        state.loramix_keys = keys
         state.loramix_started = int(time.time())
         state.loramix_max_model_len = engine_client.model_config.max_model_len
+        if not keys and _in_reach(args):
+            logger.warning("no keys, and not on loopback: whoever reaches this server may use it (--keys-file, SECURITY.md)")
         logger.info(
             "loramix: %d adapters, %d presets; %d slots of rank %d in %s on %s",
             len(catalog.entries), len(presets), facts.slots, facts.max_rank, facts.dtype, facts.device,
@@ -91,6 +100,12 @@ def _check_adapters(settings: Settings, facts: EngineFacts, base_models: tuple[s
                 raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
             logger.warning("skipped: %s", error)
     return catalog
+
+
+def _in_reach(args: argparse.Namespace) -> bool:
+    """Whether other machines may reach the server, and vLLM asks them for no key."""
+    guarded = args.api_key or os.environ.get("VLLM_API_KEY") or getattr(args, "uds", None)
+    return not guarded and args.host not in ("127.0.0.1", "localhost", "::1")
 
 
 def _refuse_replicas(args: argparse.Namespace) -> None:

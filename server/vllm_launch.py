@@ -13,6 +13,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from merging.errors import nearest
 from server.errors import ConfigError
+from server.keys import refuse_vllms_keys
 from server.tuning import FOLDER as TUNED
 
 # vLLM's LoRA kernels are built for these ranks.
@@ -45,7 +46,7 @@ def serve(
 
     Raises:
         ConfigError: for an option that vLLM does not have, or one that loramix sets itself; where no memory is left to vLLM;
-            where loramix is on the path, but not installed.
+            where loramix is on the path, but not installed; where both have keys.
     """
     if not entry_points(group="vllm.endpoint_plugins", name="loramix"):
         raise ConfigError(
@@ -55,6 +56,7 @@ def serve(
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, "loramix"]))
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own command does
     args = _parse(model, defaults, options, own_options)
+    refuse_vllms_keys(args)
     _leave_memory(args, adapter_gpu_bytes)
     if current_platform.is_cuda():
         os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")  # LoRA beside the base layer: benchmarks/README.md

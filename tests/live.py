@@ -30,3 +30,12 @@ def example_model() -> Path:
 def serve_command(model: Path, *options: str) -> list[str]:
     """`loramix serve` as the tests run it: short contexts, so that it starts and answers quickly."""
     return [LORAMIX, "serve", str(model), "--served-model-name", "smollm2", "--max-model-len", "512", *options]
+
+
+def refused(*arguments: str | Path, **environment: str) -> str:
+    """What `loramix` prints on stderr as it exits with code 2."""
+    command = [LORAMIX, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, **environment}, timeout=300)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return " ".join(done.stderr.split())

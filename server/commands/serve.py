@@ -13,6 +13,7 @@ from rich.progress import track
 from merging import AdapterError
 from server.config import Settings
 from server.errors import ConfigError
+from server.keys_file import read_keys
 from server.preset_file import names_file, read_preset_file
 from server.sources import adapter_folders
 from server.survey import survey
@@ -49,6 +50,12 @@ def serve(
         typer.Option(metavar="DIR", help="Folder in which merged adapters outlive the server; servers may share it."),
     ] = None,
     cache_disk_gib: Annotated[float, typer.Option(help="Disk space for merged adapters, in GiB.")] = 20.0,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="LORAMIX_KEYS_FILE", help="Keys that open this server, and their limits; see SECURITY.md."
+        ),
+    ] = None,
 ) -> None:
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
@@ -67,9 +74,11 @@ def serve(
         adapter_gpu_gib=adapter_gpu_gib,
         cache_dir=cache_dir and cache_dir.resolve(),
         cache_disk_gib=cache_disk_gib,
+        keys_file=keys_file and keys_file.resolve(),
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
+    read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
     ranks, targets = _survey(settings)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch

@@ -1,8 +1,10 @@
-"""GET /v1/models: what clients may pick from. Base model, adapters and presets; compositions made ad hoc never."""
+"""GET /v1/models: what clients may pick from. Base model, and the adapters and presets that they may use; compositions made
+ad hoc never."""
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from server.caller import caller_of
 from server.grammar import readable
 from server.service import Service
 
@@ -30,7 +32,7 @@ class ModelList(BaseModel):
 
 @router.get("/v1/models")
 def list_models(request: Request) -> ModelList:
-    """Base model, adapters and presets."""
+    """Base model, adapters and presets, as far as the caller may use them."""
     service: Service = request.app.state.loramix
     started: int = request.app.state.loramix_started
     length: int = request.app.state.loramix_max_model_len
@@ -38,7 +40,8 @@ def list_models(request: Request) -> ModelList:
     cards = [
         ModelCard(id=name, created=started, owned_by="vllm", root=base, max_model_len=length) for name in service.base_models
     ]
-    own = {name: name for name in service.catalog.entries} | {name: readable(spec) for name, spec in service.presets.items()}
+    adapters, presets = service.visible(caller_of(request.scope))
+    own = {name: name for name in adapters} | {name: readable(spec) for name, spec in presets.items()}
     cards += [
         ModelCard(id=name, created=started, owned_by="loramix", root=root, parent=base, max_model_len=length)
         for name, root in own.items()

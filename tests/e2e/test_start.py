@@ -2,23 +2,14 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from live import ENVIRONMENT, LORAMIX, LiveServer, serve_command
+from live import LiveServer, refused, serve_command
 
 from merging import LoraAdapter, load_adapter, save_adapter
-
-
-def refused(*arguments: str | Path) -> str:
-    """What `loramix` prints on stderr as it exits with code 2."""
-    done = subprocess.run([LORAMIX, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return " ".join(done.stderr.split())
 
 
 def test_an_adapters_folder_that_is_missing_is_named(model: Path, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
+from access_harness import ADMIN, FILE, app_of
+from fastapi.testclient import TestClient
 from harness import MODULES, Gate, Harness, tiny_adapter
 
 from merging import save_adapter
 from server import disk_tier
 from server.catalog import Catalog
+from server.keys import Keys
 
 
 @pytest.fixture
@@ -64,3 +68,30 @@ def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
     monkeypatch.setattr(disk_tier, "_copied", wait)
     yield begun, go_on
     go_on.set()
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of whoever runs the tests are none of theirs."""
+    for name in ("LORAMIX_API_KEY", "LORAMIX_ADMIN_KEY", "LORAMIX_KEYS_FILE", "VLLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def make_client(make_harness: Callable[..., Harness], tmp_path: Path) -> Callable[..., TestClient]:
+    """Clients of servers with a keys file of that text, or without keys; options as in app_of."""
+
+    def make(text: str | None, **options: Any) -> TestClient:
+        path = tmp_path / "keys.toml"
+        if text is not None:
+            path.write_text(text)
+            path.chmod(0o600)
+        return TestClient(app_of(make_harness(), Keys(path if text is not None else None), **options))
+
+    return make
+
+
+@pytest.fixture
+def client(make_client: Callable[..., TestClient]) -> TestClient:
+    """A client of a server with all of access_harness's keys."""
+    return make_client(FILE + ADMIN)

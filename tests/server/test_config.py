@@ -16,3 +16,12 @@ def test_no_folder_for_the_disk_cache_is_told_from_any_folder(monkeypatch: pytes
         monkeypatch.setenv(f"LORAMIX_{name.upper()}", text)
     assert Settings().cache_dir == (cache_dir and cache_dir.absolute())
     assert Settings().cache_disk_bytes == 2**29
+
+
+def test_the_keys_file_reaches_the_plugin_and_keys_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAMIX_API_KEY", "sk-0123456789-abc")
+    monkeypatch.setenv("LORAMIX_ADMIN_KEY", "sk-9876543210-abc")
+    assert Settings().keys_file is None
+    assert "sk-" not in repr(Settings())
+    monkeypatch.setenv("LORAMIX_KEYS_FILE", "/run/keys.toml")
+    assert Settings().keys_file == Path("/run/keys.toml")

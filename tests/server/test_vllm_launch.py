@@ -34,6 +34,23 @@ def test_a_store_that_leaves_vllm_nothing_is_refused(monkeypatch: pytest.MonkeyP
         left_on(monkeypatch, 0.9, 72)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM's options import
+def test_the_server_listens_on_loopback_unless_told_otherwise() -> None:
+    assert vllm_launch._parse("model", {}, [], []).host == "127.0.0.1"
+    assert vllm_launch._parse("model", {}, ["--host", "0.0.0.0"], []).host == "0.0.0.0"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("options", [["--api-key", "sk-of-vllms-own-kind"], ["--api_key=sk-of-vllms-own-kind"]])
+def test_a_key_of_vllms_beside_ours_is_refused_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setenv("LORAMIX_API_KEY", "sk-of-loramix-kind")
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    with pytest.raises(ConfigError, match="--api-key is vLLM's own and does not go with LORAMIX_API_KEY"):
+        vllm_launch.serve("model", {}, options, [], 0)
+
+
 def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM finds its plugins among installed packages, and would serve without loramix."""
     monkeypatch.setattr(vllm_launch, "entry_points", lambda **_: ())
