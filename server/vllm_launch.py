@@ -81,7 +81,8 @@ def _parse(
     strange = [word for word in unknown if word.startswith("-")] or unknown
     if strange:
         known = [*own_options, *(option for action in parser._actions for option in action.option_strings)]
-        raise ConfigError(f"unknown option {strange[0]}{nearest(strange[0].split('=')[0], known)}")
+        option = strange[0].split("=")[0]  # its value may be a key
+        raise ConfigError(f"unknown option {option}{nearest(option, known)}")
     args.model = model
     args.max_cpu_loras = args.max_loras  # loramix owns the slots: what is registered is active
     cli_args.validate_parsed_serve_args(args)

@@ -41,7 +41,7 @@ def test_the_server_listens_on_loopback_unless_told_otherwise() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("options", [["--api-key", "sk-of-vllms-own-kind"], ["--api_key=sk-of-vllms-own-kind"]])
+@pytest.mark.parametrize("options", [["--api-key", "sk-of-vllms-own-kind"], ["--api-key=sk-of-vllms-own-kind"]])
 def test_a_key_of_vllms_beside_ours_is_refused_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
@@ -49,6 +49,13 @@ def test_a_key_of_vllms_beside_ours_is_refused_before_the_model_is_loaded(
     monkeypatch.setenv("VLLM_PLUGINS", "")
     with pytest.raises(ConfigError, match="--api-key is vLLM's own and does not go with LORAMIX_API_KEY"):
         vllm_launch.serve("model", {}, options, [], 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_value_of_a_mistyped_option_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="unknown option --api-kye; did you mean '--api-key'") as refused:
+        vllm_launch._parse("model", {}, ["--api-kye=sk-of-vllms-own-kind"], [])
+    assert "sk-" not in str(refused.value)
 
 
 def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
