@@ -121,6 +121,12 @@ def test_admin_routes_open_to_admin_keys_alone(client: TestClient, path: str) ->
         assert reply.json()["error"]["message"] == f"{path} needs an admin key"
 
 
+@pytest.mark.parametrize("path", ["/metricsx", "/v1x", "/tokenizers", "/somewhere", "/"])
+def test_routes_that_nobody_has_named_are_for_admins(client: TestClient, path: str) -> None:
+    assert client.get(path, headers=bearer("all")).status_code == 403
+    assert client.get(path, headers=bearer("boss")).status_code == 404
+
+
 def test_admin_routes_are_off_where_no_admin_key_is_set(make_client: MakeClient) -> None:
     for client, headers in ((make_client(None), {}), (make_client(FILE), bearer("all"))):
         reply = client.post("/v1/lora/adapters", headers=headers)
