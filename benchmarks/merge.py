@@ -21,7 +21,6 @@ from torch import nn
 from benchmarks.adapters import random_adapter
 from benchmarks.machine import device_name, hardware, head
 from merging import LoraAdapter, MergeSpec, Term, merge
-from merging.eigen import CUDA_LARGEST
 from server.shapes import ModelShape
 
 SHAPES = {
@@ -174,8 +173,6 @@ def measure(
         sets = [first] + [adapters_of(shape, count, rank, device, seed) for seed in range(1, 1 + min(8, _CACHE_BYTES // size))]
         case = f"{shape}.{count}x{rank}"
         for method in methods:
-            if device.type == "cuda" and method in ("core-ties", "tsv") and count * rank > CUDA_LARGEST:
-                continue  # cuSOLVER takes minutes for one figure
             spec = spec_of(method, count, rank)
 
             def work(turn: int, spec: MergeSpec = spec, sets: list[dict[str, LoraAdapter]] = sets) -> LoraAdapter:
