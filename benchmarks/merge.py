@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from torch import nn
 from benchmarks.adapters import random_adapter
 from benchmarks.machine import device_name, hardware, head
 from merging import LoraAdapter, MergeSpec, Term, merge
-from merging.eigen import CUDA_LARGEST
 from server.shapes import ModelShape
 
 SHAPES = {
@@ -35,7 +35,7 @@ METHODS: dict[str, str | None] = {
 }  # fmt: skip
 _DENSITY = 0.5
 _SCALING = 2
-_WARM_UPS = 3  # on a GPU: kernels are compiled in the first merge of a layout, and captured as a graph in the second
+_WARM_UPS = 2  # after a first merge, in which a GPU's kernels are compiled: one is captured as a graph, one is launched as such
 _CACHE_BYTES = 128 << 20  # over any device's last-level cache
 
 
@@ -76,6 +76,21 @@ def timed(
         if slow or (len(times) >= 3 and sum(times) > 1e3 * seconds):
             break
     return times
+
+
+def held_bytes(merged: Callable[[], LoraAdapter], device: torch.device) -> tuple[int | None, LoraAdapter]:
+    """The most that a merge holds beyond its inputs, its result included, on a GPU; and the result.
+
+    To be asked of the first merge of a layout: later ones find the memory that their graph keeps.
+    """
+    if device.type != "cuda":
+        return None, merged()
+    _synchronise(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    out = merged()
+    _synchronise(device)
+    return torch.cuda.max_memory_allocated(device) - before, out
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -144,6 +159,8 @@ def measure(
 ) -> Iterator[tuple[str, float]]:
     """Figures by name, as they come: `<shape>.<T>x<rank>.<method>.ms`, `.q1_ms`, `.q3_ms`, `.floor_ms`, `.peft_ms`.
 
+    On a GPU also `.held_mib`, see `held_bytes`, and `.held_allowed_mib`: the result, and 20 % of inputs and result.
+
     Args:
         peft_seconds: time for PEFT in all; what no longer fits is left out. svd, its slowest by far, comes last.
         seconds: time for each of our figures.
@@ -156,16 +173,16 @@ def measure(
         sets = [first] + [adapters_of(shape, count, rank, device, seed) for seed in range(1, 1 + min(8, _CACHE_BYTES // size))]
         case = f"{shape}.{count}x{rank}"
         for method in methods:
-            if device.type == "cuda" and method in ("core-ties", "tsv") and count * rank > CUDA_LARGEST:
-                continue  # cuSOLVER takes minutes for one figure
             spec = spec_of(method, count, rank)
-            out: LoraAdapter | None = None
 
             def work(turn: int, spec: MergeSpec = spec, sets: list[dict[str, LoraAdapter]] = sets) -> LoraAdapter:
                 return merge(sets[turn % len(sets)], spec, device=device)
 
+            held, out = held_bytes(partial(work, 0), device)
             times = timed(work, device, seconds=seconds, warm_ups=_WARM_UPS)
-            out = work(0)
+            if held is not None:
+                yield f"{case}.{method}.held_mib", held / 2**20
+                yield f"{case}.{method}.held_allowed_mib", (out.nbytes + 0.2 * (size + out.nbytes)) / 2**20
             yield f"{case}.{method}.floor_ms", 1e3 * (size + out.nbytes) / bandwidth
             if len(times) >= 3:
                 quartiles = statistics.quantiles(times, n=4)

@@ -17,7 +17,7 @@ from benchmarks.serving import plots, record
 from benchmarks.serving.bench import Bench
 from benchmarks.serving.client import Client, TrafficError
 from benchmarks.serving.parts import PARTS, TRIALS, Trial, waves
-from benchmarks.serving.servers import SETUPS, Machine, running
+from benchmarks.serving.servers import Machine, running
 from benchmarks.serving.stage import SCALES, build
 
 __all__ = ["PARTS", "TARGETS", "Options", "measure", "plots"]
@@ -26,7 +26,7 @@ __all__ = ["PARTS", "TARGETS", "Options", "measure", "plots"]
 TARGETS = {
     "ready_ms_p50_device": ("≤", 15.0), "ready_ms_p99_device": ("≤", 40.0), "ready_ms_p50_host": ("≤", 25.0),
     "gap_ms_max_storm": ("≤", 20.0), "gap_ratio_p99_storm": ("≤", 1.3), "commit_ms_max": ("≤", 1.0),
-    "ttft_ms_cold_over_warm": ("≤", 25.0), "throughput_ratio_warm": ("≥", 0.99), "token_ratio_lora_dual_tuned": ("≤", 1.2),
+    "ttft_ms_cold_over_warm": ("≤", 25.0), "throughput_ratio_warm": ("≥", 0.99), "token_ratio_lora_loramix": ("≤", 1.2),
 }  # fmt: skip
 
 
@@ -93,10 +93,7 @@ def measure(options: Options, say: Callable[[str], None]) -> tuple[Path, list[st
 
 
 def _applies(trial: Trial, options: Options) -> bool:
-    """Whether what a trial tells the price of is there: dual streams on a GPU, tuned configurations where there are some."""
-    if trial.part != "price":
+    """Whether what a trial tells apart is there: kinds of CUDA graphs, dual streams and tuned configurations on a GPU only."""
+    if options.device == "cuda":
         return True
-    (name,) = trial.servers
-    if options.device == "cpu":
-        return name in ("base", "lora")
-    return options.tuned is not None or not SETUPS[name].tuned
+    return trial.part != "graphs" and (trial.part != "price" or trial.servers in (("base",), ("lora",)))

@@ -20,7 +20,7 @@ from merging.assembly import assemble
 from merging.cuda_graph import Graph
 from merging.cuda_sides import CudaSide
 from merging.cuda_tables import Stage, aligned
-from merging.eigen import NotCapturable
+from merging.kmeans import NotCapturable
 from merging.layout import PoolLayout
 from merging.pool import Pool
 from merging.room import Target

@@ -11,12 +11,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from merging.eigen import refuse_capture
-
 CUDA_MOST_POINTS = 1024  # of a problem that the GPU's kernels take: a program holds some numbers for each
 
 # Squared distances below this part of the points' own squared norms are float32 noise of the Gram matrix.
 _NOISE = 1e-6
+
+
+class NotCapturable(Exception):  # noqa: N818  (of the moment, not of the step)
+    """A CUDA graph was to be captured of a step that speaks with the host: run it eagerly."""
 
 
 def kmeans(gram_LNN: Tensor, k: int, *, restarts: int, rounds: int, seed: int) -> Tensor:
@@ -47,7 +49,8 @@ def kmeans(gram_LNN: Tensor, k: int, *, restarts: int, rounds: int, seed: int) -
 
         label_LRN, inertia_LR = kmeans_restarts(gram_LNN, draws_KR, rounds, _NOISE)
     else:
-        refuse_capture(gram_LNN, f"k-means of {points} points")
+        if gram_LNN.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise NotCapturable(f"k-means of {points} points")
         label_LRN, inertia_LR = _kmeans_restarts(gram_LNN, draws_KR, rounds)
     best_L11 = inertia_LR.argmin(dim=1)[:, None, None]
     return label_LRN.gather(1, best_L11.expand(-1, 1, points)).squeeze(1)

@@ -25,8 +25,8 @@ _MOST_WANTED = 3 * CUDA_LARGEST // 4  # vectors of a block, so that enough other
 def nearest(pool: Pool, k: int, spectrum: Callable[[Tensor], Tensor] = lambda sigma_LK: sigma_LK) -> Mixed:
     """Σ w c b aᵀ over all units, truncated to its k largest singular values; each side gets the root of them.
 
-    Exact but for the Gram matrices' error, save on a GPU with over 128 units, see `leading`. There, k over 96 goes
-    to cuSOLVER and takes seconds.
+    Exact but for the Gram matrices' error, save on a GPU with over 128 units, see `leading`. There, k over 96 takes
+    the whole eigenproblem and much longer.
 
     Args:
         spectrum: what to make of the k largest singular values, (L, K) in descending order.

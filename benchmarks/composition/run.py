@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -36,6 +36,7 @@ class Options:
         model: a folder of transformers with a chat template.
         work: the run's folder; see work.py.
         seconds: after which nothing more is begun.
+        seeds: those to go on with; another process may go on with others at the same time.
         command: the command line, for the record.
     """
 
@@ -45,6 +46,7 @@ class Options:
     device: torch.device
     sizes: Sizes
     seconds: float
+    seeds: Sequence[int]
     command: str
 
 
@@ -57,17 +59,19 @@ def run(options: Options, say: Say) -> Work:
     """
     where = hardware(options.device)
     versions = {package: version(package) for package in ("torch", "transformers", "peft")}
-    work = Work(options.work, head("composition", where, versions, options.command), options.sizes)
-    if left(work, options.sizes):
+    begun = head("composition", where, versions, options.command)
+    work = Work(options.work, begun, options.sizes)
+    if left(work, options.sizes, options.seeds):
         if work.head["hardware"] != where:
             raise StudyError(f"{options.work} was begun on {work.head['hardware']}, this is {where}; choose another --work")
         _Run(options, work, say).go_on()
-    return work
+    return Work(options.work, begun, options.sizes)  # with what other processes have done meanwhile
 
 
-def left(work: Work, sizes: Sizes) -> int:
-    """Rows that are not judged yet, over all seeds."""
-    return sum(len(_left(work, seed, group)) for seed in range(sizes.seeds) for group in groups(sizes))
+def left(work: Work, sizes: Sizes, seeds: Sequence[int] | None = None) -> int:
+    """Rows that are not judged yet, over all seeds or some of them."""
+    over = range(sizes.seeds) if seeds is None else seeds
+    return sum(len(_left(work, seed, group)) for seed in over for group in groups(sizes))
 
 
 def _left(work: Work, seed: int, group: Group) -> list[Row]:
@@ -78,7 +82,7 @@ class _Run:
     """A model, its lanes and its judge, and what they still have to do."""
 
     def __init__(self, options: Options, work: Work, say: Say) -> None:
-        self._started, self._seconds = time.monotonic(), options.seconds
+        self._started, self._seconds, self._seeds = time.monotonic(), options.seconds, options.seeds
         self._sizes, self._device, self._work, self._say = options.sizes, options.device, work, say
         self._data = Data(options.data)
         self._groups = groups(options.sizes)
@@ -95,11 +99,11 @@ class _Run:
         self._items = cache(self._lay_out)
 
     def go_on(self) -> None:
-        for seed in range(self._sizes.seeds):
+        for seed in self._seeds:
             for name, stage in {"train": self._train, "learn": self._learn, "score": self._score}.items():
                 began = time.monotonic()
                 stage(seed)
-                self._work.spent(name, time.monotonic() - began)
+                self._work.spent(seed, name, time.monotonic() - began)
 
     def _late(self) -> bool:
         return time.monotonic() - self._started > self._seconds

@@ -1,15 +1,20 @@
 """The folder of a run, from which a stopped run goes on.
 
-run.json                        head of the record, sizes, seconds spent: a folder is of one run
-scores.json                     right answers in percent
+run.json                        head of the record and sizes: a folder is of one run
+seed-0/scores.json              right answers in percent
+seed-0/seconds.json             time spent by stage
 seed-0/adapters/<name>/         PEFT folders
 seed-0/fits/<group>.<row>.json  learned weights
+
+Several processes may go on with a run at the same time, each with seeds of its own: what they write is in their seeds' folders.
 """
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,32 +45,33 @@ class Work:
         """
         self.folder = folder
         wanted = json.loads(json.dumps(dataclasses.asdict(sizes)))
-        self._run = _read(folder / "run.json") or {"head": dict(head), "sizes": wanted, "seconds": {}}
-        if self._run["sizes"] != wanted:
+        path = folder / "run.json"
+        run = _read(path)
+        if run is None:
+            _write(path, run := {"head": dict(head), "sizes": wanted})
+        if run["sizes"] != wanted:
             raise StudyError(f"{folder} is of a run with other sizes; choose another --work")
-        self._scores: dict[str, Score] = _read(folder / "scores.json") or {}
+        self.head: dict[str, Any] = run["head"]
+        self._scores: list[dict[str, Score]] = [_read(self._of(seed, "scores")) or {} for seed in range(sizes.seeds)]
+        self._seconds: list[dict[str, float]] = [_read(self._of(seed, "seconds")) or {} for seed in range(sizes.seeds)]
         self.adapter = lru_cache(maxsize=64)(self._adapter)
 
     @property
-    def head(self) -> dict[str, Any]:
-        return self._run["head"]
-
-    @property
     def seconds(self) -> dict[str, float]:
-        """Time spent so far by stage."""
-        return self._run["seconds"]
+        """Time spent so far by stage, of all seeds together."""
+        return {stage: sum(of.get(stage, 0.0) for of in self._seconds) for stage in dict.fromkeys(chain(*self._seconds))}
 
-    def spent(self, stage: str, seconds: float) -> None:
+    def spent(self, seed: int, stage: str, seconds: float) -> None:
         """Count time that a stage took."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        _write(self.folder / "run.json", self._run)
+        self._seconds[seed][stage] = self._seconds[seed].get(stage, 0.0) + seconds
+        _write(self._of(seed, "seconds"), self._seconds[seed])
 
     def score(self, seed: int, group: Group, row: Row) -> Score | None:
-        return self._scores.get(f"{seed} {group.key} {row.name}")
+        return self._scores[seed].get(f"{group.key} {row.name}")
 
     def keep_score(self, seed: int, group: Group, row: Row, score: Score) -> None:
-        self._scores[f"{seed} {group.key} {row.name}"] = score
-        _write(self.folder / "scores.json", self._scores)
+        self._scores[seed][f"{group.key} {row.name}"] = score
+        _write(self._of(seed, "scores"), self._scores[seed])
 
     def has_adapter(self, seed: int, name: str) -> bool:
         return self._adapters(seed, name).exists()
@@ -90,6 +96,9 @@ class Work:
         _ = adapter.digest  # goes along to the device, where computing it takes longer
         return adapter.to(device)
 
+    def _of(self, seed: int, what: str) -> Path:
+        return self.folder / f"seed-{seed}" / f"{what}.json"
+
     def _adapters(self, seed: int, name: str) -> Path:
         return self.folder / f"seed-{seed}" / "adapters" / name
 
@@ -109,6 +118,6 @@ def _read(path: Path) -> Any:
 
 def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps(content))
     scratch.replace(path)

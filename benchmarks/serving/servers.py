@@ -15,6 +15,9 @@ BASE = "base"  # the name that every server has for the model without adapters
 _LORAMIX = [sys.executable, "-c", "from server.cli import main; main()"]
 _DUAL = {"VLLM_LORA_ENABLE_DUAL_STREAM": "1"}
 _SINGLE = {"VLLM_LORA_ENABLE_DUAL_STREAM": "0"}
+# Which CUDA graphs steps with a prompt in them use: whole ones, as `loramix serve` has it, or vLLM's own choice.
+_FULL = ("--compilation-config", '{"cudagraph_mode": "FULL"}')
+_PIECEWISE = ("--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}')
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,27 @@ class Setup:
         ranks: `--max-lora-rank`, in ranks of an adapter.
         tuned: with tuned LoRA kernel configurations, where there are any.
         environment: beside that of all servers.
-        options: beside those of its kind.
+        gpu_options: beside those of its kind, on a GPU.
     """
 
     kind: str
     ranks: int = 1
     tuned: bool = True
     environment: Mapping[str, str] = field(default_factory=lambda: _DUAL)
-    options: tuple[str, ...] = ()
+    gpu_options: tuple[str, ...] = ()
 
 
 SETUPS = {
     "loramix": Setup("loramix"),
-    "vllm": Setup("vllm"),
+    "vllm": Setup("vllm", gpu_options=_FULL),  # set as loramix sets it
+    "loramix_piecewise": Setup("loramix", gpu_options=_PIECEWISE),
     "loramix-2": Setup("loramix", ranks=2),
     "loramix-4": Setup("loramix", ranks=4),
     "base": Setup("bare", tuned=False, environment={}),
-    "lora_dual": Setup("vllm", tuned=False),
     "lora": Setup("vllm", tuned=False, environment=_SINGLE),
-    "lora_tuned": Setup("vllm", environment=_SINGLE),
-    "lora_dual_tuned": Setup("vllm"),
-    "lora_dual_tuned_specialized": Setup("vllm", options=("--specialize-active-lora",)),
+    "lora_dual": Setup("vllm", tuned=False),
+    "lora_loramix": Setup("vllm", gpu_options=_FULL),
+    "lora_specialized": Setup("vllm", gpu_options=(*_FULL, "--specialize-active-lora")),
 }
 
 
@@ -84,7 +87,7 @@ class Machine:
             targets = sorted(name.rpartition(".")[2] for name in stage.shape.linears)
             words += ["--enable-lora", "--max-cpu-loras", str(scale.slots), "--lora-target-modules", *targets]
             words += ["--lora-modules", *(f"v{i}={stage.merged / f'v{i}'}" for i in range(scale.voices))]
-        return [*words, *setup.options]
+        return [*words, *(setup.gpu_options if self.device == "cuda" else ())]
 
     def alike(self, stage: Stage, scale: Scale) -> dict[str, str]:
         """For each setup the first that is started in the same way; one server does for both."""

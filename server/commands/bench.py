@@ -75,8 +75,8 @@ def bench_serve(
     shape: Annotated[str | None, typer.Option(help="Instead of a model: random weights in a shape, such as llama-8b.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="With --shape: a folder with a tokenizer.json.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    part: Annotated[str, typer.Option(help="What to measure, with commas between: storm, ttft, zipf, ratio, ranks, price.")] = (
-        "storm,ttft,zipf,ratio,ranks,price"
+    part: Annotated[str, typer.Option(help="What to measure, with commas between: storm, ttft, zipf, ….")] = (
+        "storm,ttft,zipf,ratio,graphs,ranks,price"
     ),
     seconds_per_part: Annotated[float, typer.Option(help="Of measuring; starting servers comes on top.")] = 60.0,
     at_once: Annotated[int | None, typer.Option(help="Servers side by side; as many as fit unless told otherwise.")] = None,
@@ -110,6 +110,7 @@ def bench_composition(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="Much less of everything, to see that it runs; for a CPU.")] = False,
     seconds: Annotated[float | None, typer.Option(help="Begin nothing after so many; the same command goes on.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this one; others may run beside; repeatable.")] = None,
     work: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder, from which it goes on.")] = _WORK / "composition",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where composition.json goes.")] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the plots go.")] = None,
@@ -120,7 +121,8 @@ def bench_composition(
     except ImportError as error:
         raise ConfigError(f"the study needs {error.name}: pip install 'loramix[examples]'") from error
     runner.bench(
-        data=data, model=model, work=work, device=device_of(device), seconds=seconds, quick=quick, out=out, plots=plots,
+        data=data, model=model, work=work, device=device_of(device), seconds=seconds, seeds=seed, quick=quick,
+        out=out, plots=plots,
         command="loramix bench composition " + shlex.join(sys.argv[3:]),
         say=lambda text: print(text, flush=True),
     )  # fmt: skip

@@ -20,7 +20,7 @@ HEAD = {"benchmark": "composition", "hardware": "a GPU", "date": "2026-01-02"}
 def work(tmp_path) -> Work:
     """Every row 10 % right, those of the second seed 20 %."""
     work = Work(tmp_path, HEAD, SIZES)
-    work.spent("train", 61.2)
+    work.spent(0, "train", 61.2)
     for group in groups(SIZES):
         for seed in range(SIZES.seeds):
             for row in group.rows:

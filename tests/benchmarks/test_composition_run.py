@@ -25,14 +25,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_na
 
 @pytest.fixture
 def options(data_folder, model_folder, tmp_path) -> Options:
-    return Options(data_folder, model_folder, tmp_path / "work", torch.device("cpu"), SIZES, math.inf, "command")
+    return Options(data_folder, model_folder, tmp_path / "work", torch.device("cpu"), SIZES, math.inf, (0,), "command")
 
 
 @pytest.fixture(scope="module")
 def finished(data_folder, model_folder, tmp_path_factory) -> Work:
     """A run that was not stopped."""
     folder = tmp_path_factory.mktemp("finished")
-    return run(Options(data_folder, model_folder, folder, torch.device("cpu"), SIZES, math.inf, "command"), silent)
+    return run(Options(data_folder, model_folder, folder, torch.device("cpu"), SIZES, math.inf, (0,), "command"), silent)
 
 
 def silent(line: str) -> None:
@@ -62,25 +62,36 @@ def test_a_stopped_run_goes_on_to_the_same_scores(options, finished) -> None:
 def copy_without(finished: Work, folder: Path, score: str) -> None:
     """A run that has everything but one score."""
     shutil.copytree(finished.folder, folder)
-    path = folder / "scores.json"
+    path = folder / "seed-0" / "scores.json"
     kept = json.loads(path.read_text())
     del kept[score]
     path.write_text(json.dumps(kept))
 
 
 def test_only_what_is_missing_is_made_again(options, finished) -> None:
-    copy_without(finished, options.work, "0 skills.sum+pirate lego")
+    copy_without(finished, options.work, "skills.sum+pirate lego")
     lines: list[str] = []
     assert scores(run(options, lines.append)) == scores(finished)
     assert not [line for line in lines if "train" in line or "learned" in line]
 
 
 def test_adapters_that_are_gone_are_trained_again_for_what_is_left_to_judge(options, finished) -> None:
-    copy_without(finished, options.work, "0 tasks.three cat")
+    copy_without(finished, options.work, "tasks.three cat")
     shutil.rmtree(options.work / "seed-0" / "adapters")
     lines: list[str] = []
     assert scores(run(options, lines.append)) == scores(finished)
     assert {line.rpartition(" ")[2] for line in lines if "trained" in line} == {"plural", "letter", "opposite"}
+
+
+def test_two_runs_share_a_folder_each_with_its_own_seed(options) -> None:
+    both = dataclasses.replace(options, sizes=dataclasses.replace(SIZES, seeds=2))
+    first = run(dataclasses.replace(both, seeds=(1,)), silent)
+    assert left(first, both.sizes, (1,)) == 0
+    assert left(first, both.sizes, (0,)) == left(first, both.sizes) > 0
+    lines: list[str] = []
+    second = run(dataclasses.replace(both, seeds=(0,)), lines.append)
+    assert left(second, both.sizes) == 0
+    assert not [line for line in lines if "seed 1" in line]
 
 
 def test_a_folder_of_other_sizes_is_refused(options) -> None:

@@ -53,7 +53,6 @@ def test_equal_keys_give_equal_bytes(method):
 
 @pytest.mark.parametrize("method", ["core-ties", "lego"])
 def test_a_layout_gives_the_same_bytes_eagerly_captured_and_replayed(method):
-    """core-ties of over 128 units cannot be captured, and stays as it is."""
     terms = [(random_adapter(s, 40, shapes=WIDE, dtype=torch.bfloat16), 0.5) for s in range(4)]
     first, *others = [merged(method, terms, "cuda", torch.bfloat16).to("cpu") for _ in range(4)]
     for other in others:
