@@ -19,9 +19,6 @@ from server.tuning import FOLDER as TUNED
 # vLLM's LoRA kernels are built for these ranks.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _WORKER = "server.vllm_worker.LoramixWorker"
-# A whole CUDA graph for steps that take in prompts too: benchmarks/README.md. Where attention has none, vLLM takes its own way.
-_GRAPHS = '{"cudagraph_mode": "FULL"}'
-_COMPILATION = ("--compilation-config", "--compilation_config", "-cc", "-O", "--optimization")  # where users say it themselves
 
 
 def legal_rank(rank: int) -> int:
@@ -79,8 +76,6 @@ def _parse(
         if owned in given:
             raise ConfigError(f"{owned} is set by loramix; adapters are named with --adapters and --adapter")
     settled = {"--host": ["127.0.0.1"], "--max-loras": ["8"], **defaults, "--worker-extension-cls": [_WORKER]}
-    if current_platform.is_cuda() and not any(word.startswith(_COMPILATION) for word in options):
-        settled["--compilation-config"] = [_GRAPHS]
     words = [word for option, values in settled.items() if option not in given for word in (option, *values)]
     args, unknown = parser.parse_known_args([model, *options, *words, "--enable-lora"])
     strange = [word for word in unknown if word.startswith("-")] or unknown

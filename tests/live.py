@@ -32,7 +32,7 @@ def example_model() -> Path:
 def serve_command(model: Path, *options: str) -> list[str]:
     """`loramix serve` as the tests run it: short contexts, so that it starts and answers quickly; several fit on a GPU."""
     # Told how much to take for its cache, vLLM does not ask what is free, which others change meanwhile.
-    share = ["--gpu-memory-utilization", "0.25", "--kv-cache-memory-bytes", str(2 << 30)] if torch.cuda.is_available() else []
+    share = ["--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(1 << 30)] if torch.cuda.is_available() else []
     return [LORAMIX, "serve", str(model), "--served-model-name", "smollm2", "--max-model-len", "512", *share, *options]
 
 

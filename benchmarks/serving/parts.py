@@ -167,20 +167,6 @@ def ratio(bench: Bench, loramix: ServerProcess, vllm: ServerProcess) -> None:
     }
 
 
-def graphs(bench: Bench, loramix: ServerProcess, loramix_piecewise: ServerProcess) -> None:
-    """Gaps of the streams, alone and beside short requests for a resident composition, by kind of CUDA graph."""
-    voices = list(bench.stage.voices)
-    seconds = bench.seconds / 4
-    for kind, server in (("full", loramix), ("piecewise", loramix_piecewise)):
-        bench.ask(server, voices)
-        requests = [bench.prompts.completion(voices[0], 1 + i % 4) for i in range(int(seconds / bench.scale.every))]
-        short = [Script((request,), start=i * bench.scale.every) for i, request in enumerate(requests)]
-        for phase, beside in (("quiet", []), ("traffic", short)):
-            window = bench.window(server, bench.decodes(voices), seconds, beside)
-            bench.figures |= spread("gap_ms", window.gaps, f"{kind}_{phase}", worst=True)
-        bench.figures |= spread("ttft_ms", window.beside.first_tokens(""), f"{kind}_traffic")
-
-
 def ranks(bench: Bench, server: ServerProcess, setup: str) -> None:
     """Tokens a second of the streams at a `--max-lora-rank`, with the voices as they are, and as exact sums where they fit."""
     limit = SETUPS[setup].ranks * bench.scale.rank
@@ -224,7 +210,6 @@ TRIALS = (
     Trial("zipf", ("loramix",), throughput),
     Trial("storm", ("loramix", "vllm"), storm),
     Trial("ratio", ("loramix", "vllm"), ratio),
-    Trial("graphs", ("loramix", "loramix_piecewise"), graphs),
     *(_step(ranks, setup) for setup in ("loramix", "loramix-2", "loramix-4")),
     *(_step(price, setup) for setup in SETUPS if setup in ("base", "lora") or setup.startswith("lora_")),
 )

@@ -15,9 +15,6 @@ BASE = "base"  # the name that every server has for the model without adapters
 _LORAMIX = [sys.executable, "-c", "from server.cli import main; main()"]
 _DUAL = {"VLLM_LORA_ENABLE_DUAL_STREAM": "1"}
 _SINGLE = {"VLLM_LORA_ENABLE_DUAL_STREAM": "0"}
-# Which CUDA graphs steps with a prompt in them use: whole ones, as `loramix serve` has it, or vLLM's own choice.
-_FULL = ("--compilation-config", '{"cudagraph_mode": "FULL"}')
-_PIECEWISE = ("--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}')
 
 
 @dataclass(frozen=True)
@@ -41,15 +38,14 @@ class Setup:
 
 SETUPS = {
     "loramix": Setup("loramix"),
-    "vllm": Setup("vllm", gpu_options=_FULL),  # set as loramix sets it
-    "loramix_piecewise": Setup("loramix", gpu_options=_PIECEWISE),
+    "vllm": Setup("vllm"),
     "loramix-2": Setup("loramix", ranks=2),
     "loramix-4": Setup("loramix", ranks=4),
     "base": Setup("bare", tuned=False, environment={}),
     "lora": Setup("vllm", tuned=False, environment=_SINGLE),
     "lora_dual": Setup("vllm", tuned=False),
-    "lora_loramix": Setup("vllm", gpu_options=_FULL),
-    "lora_specialized": Setup("vllm", gpu_options=(*_FULL, "--specialize-active-lora")),
+    "lora_dual_tuned": Setup("vllm"),  # as loramix sets it
+    "lora_dual_tuned_specialized": Setup("vllm", gpu_options=("--specialize-active-lora",)),
 }
 
 

@@ -76,7 +76,7 @@ def bench_serve(
     tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="With --shape: a folder with a tokenizer.json.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     part: Annotated[str, typer.Option(help="What to measure, with commas between: storm, ttft, zipf, ….")] = (
-        "storm,ttft,zipf,ratio,graphs,ranks,price"
+        "storm,ttft,zipf,ratio,ranks,price"
     ),
     seconds_per_part: Annotated[float, typer.Option(help="Of measuring; starting servers comes on top.")] = 60.0,
     at_once: Annotated[int | None, typer.Option(help="Servers side by side; as many as fit unless told otherwise.")] = None,

@@ -38,7 +38,7 @@ CASES = {
     "deficient": lambda n: gram(normal(n, n // 3)),
     "rank 1": lambda n: gram(normal(n, 1)),
     "huge range": lambda n: with_spectrum(torch.logspace(0, -8, n, dtype=torch.float64)),
-    "badly scaled": lambda n: gram(normal(n, n) * torch.logspace(-4, 4, n, dtype=torch.float64)[torch.randperm(n)][:, None]),
+    "badly scaled": lambda n: gram(normal(n, n) * torch.logspace(-4, 4, n, dtype=torch.float64)[normal(n).argsort()][:, None]),
     "blocks": lambda n: torch.block_diag(gram(normal(n // 2, n)), torch.zeros(n - n // 2, n - n // 2, dtype=torch.float64)),
     "tiny": lambda n: 1e-200 * gram(normal(n, n)),
     "zeros": lambda n: torch.zeros(n, n, dtype=torch.float64),

@@ -63,20 +63,3 @@ def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(vllm_launch, "entry_points", lambda **_: ())
     with pytest.raises(ConfigError, match="not installed"):
         vllm_launch.serve("model", {}, [], [], 0)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports to read its options
-@pytest.mark.parametrize(
-    ("options", "mode"),
-    [
-        ([], "FULL"),
-        (["--compilation-config", '{"cudagraph_mode": "PIECEWISE"}'], "PIECEWISE"),
-        (["-cc", '{"cudagraph_mode": "NONE"}'], "NONE"),
-    ],
-)
-def test_on_a_gpu_prompts_go_by_whole_graphs_unless_a_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, options: list[str], mode: str
-) -> None:
-    monkeypatch.setattr(vllm_launch, "current_platform", SimpleNamespace(is_cuda=lambda: True))
-    args = vllm_launch._parse("model", {}, options, [])
-    assert args.compilation_config.cudagraph_mode.name == mode
