@@ -61,7 +61,7 @@ class FakeEngine:
             if recipe.key in self.failures:
                 raise self.failures.pop(recipe.key)
         except asyncio.CancelledError:
-            del self.gates[recipe.key]
+            self.gates.pop(recipe.key, None)
             self.dropped.append(asyncio.get_running_loop().create_future())
             await self.dropped[-1]
             self.free += 1
