@@ -26,10 +26,10 @@ LIMIT = 10_000
 def served(make_harness: Callable[..., Harness]) -> Callable[..., tuple[httpx.AsyncClient, Harness]]:
     """A client of an app that reads LIMIT bytes, and tells the length of what reached vLLM."""
 
-    def make(**options: Any) -> tuple[httpx.AsyncClient, Harness]:
+    def make(max_body_bytes: int = LIMIT, **options: Any) -> tuple[httpx.AsyncClient, Harness]:
         harness = make_harness(**options)
         app = FastAPI()
-        app.state.loramix = Service(("tiny",), harness.catalog, {}, harness.composer, "cat", LIMIT)
+        app.state.loramix = Service(("tiny",), harness.catalog, {}, harness.composer, "cat", max_body_bytes)
         app.add_middleware(Gateway)
 
         async def length(request: Request) -> JSONResponse:
@@ -131,13 +131,15 @@ async def test_what_is_no_json_goes_to_vllm(served: Served, body: bytes) -> None
         {"lora": {"adapters": [{"name": "math", "weight": float("nan")}]}},
         {"lora": {"adapters": [{"name": "m" * 5000}]}},
         {"lora": {"adapters": [{"name": "math"}] * 200}},
-        {"lora": {"adapters": [{"name": "math"}], "options": {"rank": "x" * 9000}}},
-        {"lora": {"adapters": [], "options": {"x" * 9000: 1}}},
-        {"lora": "x" * 9000},
+        {"lora": {"adapters": [{"name": "math", "weight": {"*" * length: 0.5 for length in range(2, 131)}}]}},
+        {"lora": {"adapters": [{"name": "math", "weight": {str(number): 0.5 for number in range(2049)}}]}},
+        {"lora": {"adapters": [{"name": "math"}], "options": {"rank": "x" * 90_000}}},
+        {"lora": {"adapters": [{"name": "math"}], "options": {"x" * 90_000: 1}}},
+        {"lora": "x" * 90_000},
     ],
 )
 async def test_bodies_made_to_break_the_answer_are_answered_in_few_words(served: Served, body: dict[str, Any]) -> None:
-    client, _ = served()
+    client, _ = served(max_body_bytes=2**20)
     response = await client.post(CHAT, content=json.dumps(body))
     assert response.status_code in (400, 404), response.text
     assert len(response.content) < 10_000
