@@ -21,7 +21,7 @@ from typing import Any
 from merging import AdapterError, LoramixError, RecipeError
 
 RETRY_AFTER_SECONDS = 1
-_LONGEST_MESSAGE = 8192  # characters; messages quote what they are about
+_LONGEST_TEXT = 9000  # characters; messages quote what they are about, an expression twice at most
 
 
 class RecipeSyntaxError(RecipeError):
@@ -99,11 +99,8 @@ def body_of(error: LoramixError) -> dict[str, Any]:
         503: "ServiceUnavailableError",
     }  # fmt: skip
     param = "model" if isinstance(error, UnknownModelError) else getattr(error, "param", None)
-    message = str(error)
-    if len(message) > _LONGEST_MESSAGE:
-        message = message[:_LONGEST_MESSAGE] + "…"
     kind = kinds.get(status, "InternalServerError")
-    return {"error": {"message": _sendable(message), "type": kind, "param": param and _sendable(param), "code": int(status)}}
+    return {"error": {"message": _sendable(str(error)), "type": kind, "param": param and _sendable(param), "code": int(status)}}
 
 
 def headers_of(error: LoramixError) -> dict[str, str]:
@@ -137,5 +134,6 @@ def refusal_of(error: LoramixError) -> str | None:
 
 
 def _sendable(text: str) -> str:
-    """`text` without halves of surrogate pairs, which JSON can bring and UTF-8 cannot say."""
-    return text.encode(errors="replace").decode()
+    """`text`, cut, without halves of surrogate pairs, which JSON can bring and UTF-8 cannot say."""
+    shown = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…"
+    return shown.encode(errors="replace").decode()
