@@ -132,10 +132,14 @@ class Slots:
         if not self._free and not any(slot.idle for slot in slots):
             return False
         users = self._users_in_line()
+        asked: set[frozenset[str]] = set()  # the rules say the same to all builds of the same users
         for place in in_turn(slots, users):
             if self._free:
                 self._give(place, self._free.pop())
                 return True
+            if users[place] in asked:
+                continue
+            asked.add(users[place])
             chosen = victim(slots, users[place])
             if chosen is not None:
                 self._give(place, self._evict(entries[chosen]))
