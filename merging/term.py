@@ -10,7 +10,7 @@ from itertools import takewhile
 from merging.errors import RecipeError, nearest
 
 WEIGHT_DECIMALS = 4
-_WILD = frozenset("*?[")  # characters that make a pattern more than a name
+WILD = frozenset("*?[")  # characters that make a pattern more than a name
 _LARGEST = 1e4  # beyond any use; what is far larger no dtype holds
 REST = "*"  # the pattern of all modules that no pattern before it matches
 
@@ -57,7 +57,7 @@ class Term:
     @cached_property
     def _places(self) -> dict[str, int | None]:
         """Places found so far. Names before any wider pattern need no search: learned weights name hundreds of modules."""
-        names = takewhile(lambda place: _WILD.isdisjoint(self.by_module[place][0]), range(len(self.by_module)))
+        names = takewhile(lambda place: WILD.isdisjoint(self.by_module[place][0]), range(len(self.by_module)))
         return {self.by_module[place][0]: place for place in reversed(list(names))}  # of equal names the first decides
 
     def canonical(self) -> "Term":

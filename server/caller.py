@@ -1,4 +1,4 @@
-"""Who asks: the caller of a request, by the name that logs, metrics and fair shares may show, and what it may use."""
+"""Who asks: the caller of a request, by the name that logs may show and fair shares go by, and what it may use."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from merging import DTYPES, AdapterError, MergeSpec, RecipeError, check_rank
+from merging import DTYPES, AdapterError, MergeSpec, check_rank
 from merging.errors import nearest
+from merging.spec import MAX_TERMS
 from server.caller import ANYONE, Caller
-from server.errors import UnknownModelError
+from server.errors import LimitError, UnknownModelError
 from server.grammar import is_name, readable, readable_sum
 from server.survey import Survey, survey
 
@@ -66,13 +67,22 @@ class Catalog:
         max_rank: the engine's limit on a merged adapter's rank.
         dtype: the engine's LoRA dtype by torch's name.
         reserved: names that no adapter may take (the base model's).
+        max_adapters: adapters in one recipe at most.
     """
 
-    def __init__(self, modules: Mapping[str, tuple[int, int]], max_rank: int, dtype: str, reserved: frozenset[str]) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, tuple[int, int]],
+        max_rank: int,
+        dtype: str,
+        reserved: frozenset[str],
+        max_adapters: int = MAX_TERMS,
+    ) -> None:
         self._modules = modules
         self._max_rank = max_rank
         self._dtype = dtype
         self._reserved = reserved
+        self._max_adapters = max_adapters
         self._entries: dict[str, CatalogEntry] = {}
 
     @property
@@ -103,8 +113,15 @@ class Catalog:
 
         Raises:
             UnknownModelError: naming the adapter and the nearest names that the caller may use.
-            RecipeError: where the merged adapter would not fit the engine, with the remedies.
+            LimitError: where it has more adapters than this server merges, or would not fit the engine, with the remedies.
+            RecipeError: where the method cannot merge these adapters.
         """
+        if len(spec.terms) > self._max_adapters:
+            raise LimitError(
+                f"{len(spec.terms)} adapters in one recipe, over this server's {self._max_adapters}; use fewer, "
+                f"or start it with --max-adapters-per-recipe {len(spec.terms)} or more",
+                "adapters",
+            )
         for term in spec.terms:
             if term.adapter not in self._entries or not caller.may_use(term.adapter):
                 usable = list(filter(caller.may_use, self._entries))
@@ -113,7 +130,7 @@ class Catalog:
         rank = check_rank(spec, {name: entry.ranks for name, entry in entries.items()})
         if rank > self._max_rank:
             fitting = f"svd-{self._max_rank}({readable_sum(spec)})"
-            raise RecipeError(
+            raise LimitError(
                 f"{readable(spec)} has rank {rank}, over this server's {self._max_rank}; use {fitting}, "
                 f"the nearest of that rank, or start the server with --max-lora-rank {rank} or more",
                 "rank",

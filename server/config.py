@@ -1,9 +1,13 @@
 """Settings, as environment variables LORAMIX_*: `loramix serve` sets them, and the vLLM plugin reads them."""
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from merging.spec import MAX_TERMS
+from server.errors import ConfigError
 
 
 class Settings(BaseSettings):
@@ -19,12 +23,36 @@ class Settings(BaseSettings):
     default_method: str = Field(default="cat", description="Merges a sum that names no method.")
     skip_bad_adapters: bool = Field(default=False, description="Start without the adapters that cannot be used.")
     merge_timeout: float = Field(default=30.0, gt=0, description="Seconds that a request waits for its merge at most.")
+    merge_queue: int = Field(default=64, ge=1, description="Merges that wait for a slot at most.")
+    cold_merges_per_minute: int | None = Field(default=None, ge=1, description="Merges that each client may ask for.")
+    max_adapters_per_recipe: int = Field(default=MAX_TERMS, ge=1, le=MAX_TERMS, description="Adapters in one recipe at most.")
+    max_body_mib: float = Field(default=32.0, gt=0, allow_inf_nan=False, description="Size of a request's body at most, MiB.")
     adapter_host_gib: float = Field(default=4.0, gt=0, description="Host memory for source adapters, GiB in each worker.")
 
     adapter_gpu_gib: float = Field(default=2.0, gt=0, description="GPU memory for source adapters, GiB on each GPU.")
     cache_dir: Path | None = Field(default=None, description="Folder in which merged adapters outlive the server.")
     cache_disk_gib: float = Field(default=20.0, gt=0, description="Disk space for merged adapters, GiB.")
     keys_file: Path | None = Field(default=None, description="TOML file of the keys that open this server.")
+
+    @classmethod
+    def read(cls, **given: Any) -> "Settings":
+        """Settings as given, or else as the environment has them.
+
+        Raises:
+            ConfigError: naming the first that cannot be, as option and as variable.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            raise ConfigError(
+                f"--{name.replace('_', '-')} (LORAMIX_{name.upper()}): {first['msg'].lower()} (got {first['input']!r})"
+            ) from error
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mib * 2**20)
 
     @property
     def adapter_host_bytes(self) -> int:

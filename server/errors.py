@@ -2,13 +2,17 @@
 
 LoramixError (merging)
 ├── RecipeError (merging)     400   the recipe cannot be merged
-│   └── RecipeSyntaxError     400   the expression cannot be read; points at the place
+│   ├── RecipeSyntaxError     400   the expression cannot be read; points at the place
+│   └── LimitError            400   the recipe is over one of the server's limits
 ├── AdapterError (merging)    400   a source adapter turned out to be unusable
 ├── RequestError              400   the request's body is at fault
 ├── UnauthorizedError         401   the request has no key of this server
 ├── ForbiddenError            403   its key does not open this route
 ├── UnknownModelError         404   no base model, adapter or preset of that name
+├── TooLargeError             413   the request's body is larger than this server reads
+├── RateLimitedError          429   the client has had its merges of this minute; says when to try again
 ├── BusyError                 503   every slot is in use, or building took too long; try again
+│   ├── OverloadedError       503   too many merges wait for a slot already; try again
 │   └── OutOfMemoryError      503   the device has no memory left for the merge; try again
 └── ConfigError               —     the server cannot start as it was told to
 """
@@ -19,6 +23,7 @@ from typing import Any
 from merging import AdapterError, LoramixError, RecipeError
 
 RETRY_AFTER_SECONDS = 1
+_LONGEST_TEXT = 9000  # characters; messages quote what they are about, an expression twice at most
 
 
 class RecipeSyntaxError(RecipeError):
@@ -26,6 +31,10 @@ class RecipeSyntaxError(RecipeError):
 
     def __init__(self, message: str, expression: str, position: int) -> None:
         super().__init__(f"{message}\n  {expression}\n  {' ' * position}^", "model")
+
+
+class LimitError(RecipeError):
+    """A recipe over one of the server's limits: adapters, rank, length of the expression."""
 
 
 class RequestError(LoramixError):
@@ -48,8 +57,24 @@ class UnknownModelError(LoramixError):
     """A name that is neither base model, adapter nor preset."""
 
 
+class TooLargeError(LoramixError):
+    """A body that is not read to its end."""
+
+
+class RateLimitedError(LoramixError):
+    """A client that asks for too many new merges; `retry_after` is the seconds until it may have another."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class BusyError(LoramixError):
     """Nothing is wrong with the request, but it cannot be served now."""
+
+
+class OverloadedError(BusyError):
+    """More merges wait for a slot than the server lets wait."""
 
 
 class OutOfMemoryError(BusyError):
@@ -69,6 +94,10 @@ def status_of(error: LoramixError) -> HTTPStatus:
             return HTTPStatus.FORBIDDEN
         case UnknownModelError():
             return HTTPStatus.NOT_FOUND
+        case TooLargeError():
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        case RateLimitedError():
+            return HTTPStatus.TOO_MANY_REQUESTS
         case BusyError():
             return HTTPStatus.SERVICE_UNAVAILABLE
         case RecipeError() | RequestError() | AdapterError():
@@ -81,16 +110,47 @@ def body_of(error: LoramixError) -> dict[str, Any]:
     status = status_of(error)
     kinds = {
         400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError",
+        413: "RequestTooLargeError", 429: "RateLimitError",
         503: "ServiceUnavailableError",
     }  # fmt: skip
     param = "model" if isinstance(error, UnknownModelError) else getattr(error, "param", None)
-    return {
-        "error": {"message": str(error), "type": kinds.get(status, "InternalServerError"), "param": param, "code": int(status)}
-    }
+    kind = kinds.get(status, "InternalServerError")
+    return {"error": {"message": _sendable(str(error)), "type": kind, "param": param and _sendable(param), "code": int(status)}}
 
 
 def headers_of(error: LoramixError) -> dict[str, str]:
-    """Extra response headers: when to try again, where that helps, or how to say who asks."""
-    if isinstance(error, UnauthorizedError):
-        return {"www-authenticate": "Bearer"}
-    return {"retry-after": str(RETRY_AFTER_SECONDS)} if isinstance(error, BusyError) else {}
+    """Extra response headers: when to try again, where that helps; that a body is read no further; how to say who asks."""
+    match error:
+        case UnauthorizedError():
+            return {"www-authenticate": "Bearer"}
+        case RateLimitedError():
+            return {"retry-after": str(error.retry_after)}
+        case BusyError():
+            return {"retry-after": str(RETRY_AFTER_SECONDS)}
+        case TooLargeError():
+            return {"connection": "close"}
+    return {}
+
+
+def refusal_of(error: LoramixError) -> str | None:
+    """The reason under which a request counts as refused (see Metrics.refused); None for one that is wrong or fails."""
+    match error:
+        case RateLimitedError():
+            return "rate"
+        case OverloadedError():
+            return "queue"
+        case OutOfMemoryError():
+            return "memory"
+        case BusyError():
+            return "deadline"
+        case TooLargeError():
+            return "body"
+        case LimitError():
+            return "recipe"
+    return None
+
+
+def _sendable(text: str) -> str:
+    """`text`, cut, without halves of surrogate pairs, which JSON can bring and UTF-8 cannot say."""
+    shown = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…"
+    return shown.encode(errors="replace").decode()

@@ -2,22 +2,24 @@
 
 A pure ASGI middleware, so that streams stream and disconnects are seen. It changes two things of a request's body
 (`model` becomes the engine's name, `lora` goes) and adds three headers to the response.
+A body over the server's limit is refused as soon as that is known.
 """
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path  # as the router sees a path: without --root-path
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from merging import LoramixError
 from server.caller import caller_of
 from server.composer import Lease
-from server.errors import RequestError, body_of, headers_of, status_of
+from server.errors import RequestError, TooLargeError, body_of, headers_of, refusal_of, status_of
 from server.service import Service
 
 # What vLLM serves for text generation; and the routes that only read text, for which no adapter need be merged.
@@ -38,36 +40,34 @@ class Gateway:
             await self.app(scope, receive, send)
             return
         service: Service = scope["app"].state.loramix
-        body = await _read(receive)
-        if body is None:
-            return  # the client left before it had sent everything
-        try:
-            payload = json.loads(body)
-        except ValueError:
-            payload = None
-        if not isinstance(payload, dict):
-            await self.app(scope, _replay(body, receive), send)  # vLLM says what is wrong with it
-            return
+        caller = caller_of(scope)
         lease, gone = None, None
         try:
-            recipe = service.recipe_of(payload, caller_of(scope))
-            if recipe is None:
+            body = await _read(scope, receive, service.max_body_bytes)
+            if body is None:
+                return  # the client left before it had sent everything
+            with _too_deep_is_refused():
+                payload = _parsed(body)
+                recipe = None if payload is None else service.recipe_of(payload, caller)
+            if payload is None or recipe is None:
                 await self.app(scope, _replay(body, receive), send)
                 return
             payload.pop("lora", None)
             if get_route_path(scope) in READING:
                 payload["model"] = service.base_models[0]
-                await self.app(scope, _replay(json.dumps(payload).encode(), receive), send)
+                await self.app(scope, _replay(_encoded(payload), receive), send)
                 return
             if payload.get("background"):
                 raise RequestError("background responses outlive their adapter's lease; send background: false", "background")
             gone = asyncio.create_task(_next(receive))  # the next message can only be that the client left
-            lease = await _unless(gone, service.composer.ensure(recipe))
+            lease = await _unless(gone, service.composer.ensure(recipe, caller.name))
             if lease is None:
                 return
             payload["model"] = lease.name
-            await self.app(scope, _replay(json.dumps(payload).encode(), receive, gone), _with_headers(send, lease))
+            await self.app(scope, _replay(_encoded(payload), receive, gone), _with_headers(send, lease))
         except LoramixError as error:
+            if (reason := refusal_of(error)) is not None:
+                service.composer.metrics.refused.labels(reason=reason).inc()
             await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
         finally:
             if gone is not None:
@@ -90,16 +90,43 @@ async def _next(receive: Receive) -> Message:
     return await receive()
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """The whole body, or None where the client left."""
-    chunks = []
-    while True:
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    """The whole body, or None where the client left. Raises TooLargeError once it is known to be over `limit` bytes."""
+    announced = Headers(scope=scope).get("content-length", "")
+    body, more = bytearray(), True
+    too_large = announced.isdecimal() and int(announced[:18]) > limit  # 18 digits are over any limit
+    while more and not too_large:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(chunks)
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        too_large = len(body) > limit
+    if too_large:
+        raise TooLargeError(f"the body is over {limit / 2**20:g} MiB; send less, or raise this server's --max-body-mib")
+    return bytes(body)
+
+
+def _parsed(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in a body; None where there is none: vLLM says what is wrong with it."""
+    try:
+        payload = json.loads(body)
+    except ValueError:
+        return None
+    return payload if isinstance(payload, dict) else None
+
+
+def _encoded(payload: dict[str, Any]) -> bytes:
+    with _too_deep_is_refused():
+        return json.dumps(payload).encode()
+
+
+@contextmanager
+def _too_deep_is_refused() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise RequestError("the body's arrays and objects are nested too deeply; send a flatter one") from None
 
 
 def _replay(body: bytes, receive: Receive, pending: asyncio.Task[Message] | None = None) -> Receive:

@@ -10,26 +10,41 @@ Spaces between the parts do not count.
 """
 
 import re
-from typing import Any
+from reprlib import Repr
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from merging import METHODS, MergeSpec, RecipeError, Term
 from merging.errors import nearest
+from merging.spec import MAX_TERMS
+from merging.term import WILD
 from server.errors import RecipeSyntaxError, RequestError
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _WEIGHT = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?")
 _CALL = re.compile(r"(?P<method>[A-Za-z0-9._-]*?)(?:-(?P<number>[0-9]+(?:\.[0-9]+)?))?")
+_SHOWN = Repr()  # of what stands in a message
+_SHOWN.maxstring = _SHOWN.maxother = 80
+_MAX_WILD = 128  # patterns of one adapter: one for each layer of the largest models
+_Name = Annotated[str, Field(max_length=256)]  # of anything: unknown ones are compared with the known ones
 _SPACE = re.compile(r"\s*")
+
+
+def _few_wild(weights: dict[str, float]) -> dict[str, float]:
+    """Each wild pattern is held against every module, which takes time; names of modules are looked up."""
+    wild = sum(not WILD.isdisjoint(pattern) for pattern in weights)
+    if wild > _MAX_WILD:
+        raise ValueError(f"{wild} patterns with *, ? or [; use {_MAX_WILD} at most, or the modules' names")
+    return weights
 
 
 class WeightedAdapter(BaseModel):
     """One adapter of a recipe object."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    name: str
-    weight: float | dict[str, float] = 1.0
+    name: _Name
+    weight: float | Annotated[dict[_Name, float], Field(max_length=2048), AfterValidator(_few_wild)] = 1.0
     """A number, or numbers by pattern of module names: `{"*.q_proj": 0.5, "*": 1.0}`, the first that matches counts."""
 
 
@@ -37,10 +52,10 @@ class LoraObject(BaseModel):
     """The body object `lora`: a recipe with everything that an expression cannot say."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    method: str | None = None
-    adapters: list[WeightedAdapter]
+    method: _Name | None = None
+    adapters: list[WeightedAdapter] = Field(max_length=4 * MAX_TERMS)  # what is over MAX_TERMS is refused in better words
     rank: int | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[_Name, Any] = Field(default_factory=dict, max_length=64)
 
 
 def is_name(text: str) -> bool:
@@ -85,7 +100,7 @@ def parse_object(lora: Any, default_method: str) -> MergeSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["lora", *map(str, first["loc"])])
-        raise RequestError(f"{where}: {first['msg'].lower()} (got {first['input']!r})", where) from error
+        raise RequestError(f"{where}: {first['msg'].lower()} (got {_SHOWN.repr(first['input'])})", where) from error
     options = dict(recipe.options)
     method = recipe.method or default_method
     if recipe.rank is not None:

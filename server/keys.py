@@ -78,6 +78,6 @@ class Keys:
 def refuse_vllms_keys(args: argparse.Namespace) -> None:
     """vLLM's own keys would shut out the holders of ours. Raises ConfigError where both are given."""
     theirs = "--api-key" if getattr(args, "api_key", None) else "VLLM_API_KEY" if os.environ.get("VLLM_API_KEY") else None
-    ours = "--keys-file" if Settings().keys_file else next((name for name in VARIABLES if name in os.environ), None)
+    ours = "--keys-file" if Settings.read().keys_file else next((name for name in VARIABLES if name in os.environ), None)
     if theirs and ours:
         raise ConfigError(f"{theirs} is vLLM's own and does not go with {ours}; move its key there, and leave {theirs} out")

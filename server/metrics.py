@@ -11,7 +11,8 @@ class Metrics:
     """The metrics; one instance a registry.
 
     Attributes:
-        merges: builds by method and outcome: `ok`, `error`, `oom` (no device memory), `dropped` (nobody waited any more).
+        merges: builds by method and outcome: `ok`, `error`, `oom` (no device memory), `dropped` (nobody waited any more),
+            `refused` (the line was too long).
         merge_seconds: time of a build by method and phase: `commit` (in the engine's thread, which decodes nothing meanwhile),
             `queue` (for a helper thread), `disk` (all that came of looking in the disk cache), `load` (sources from disk),
             `copy` (sources to where merges read), `merge`.
@@ -25,6 +26,9 @@ class Metrics:
         resident_bytes: bytes of these slots.
         waiting: requests that wait for a build now.
         leases: requests that hold a merged adapter now, waiting ones included.
+        line: builds that wait for a slot now.
+        refused: requests refused, by reason: `rate` (new merges of one client), `queue` (builds in line), `deadline`,
+            `memory` (of the device), `body` (its size), `recipe` (a limit on recipes).
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -48,6 +52,8 @@ class Metrics:
         self.resident_bytes = Gauge("loramix_resident_bytes", "Bytes of merged adapters in slots.", registry=registry)
         self.waiting = Gauge("loramix_waiting_requests", "Requests that wait for a merge.", registry=registry)
         self.leases = Gauge("loramix_leases", "Leases of merged adapters held by requests.", registry=registry)
+        self.line = Gauge("loramix_merge_queue_length", "Builds that wait for a slot.", registry=registry)
+        self.refused = Counter("loramix_refused_total", "Requests refused, by reason.", ["reason"], registry=registry)
 
     def add(self, resident: Resident) -> None:
         """Count a merged adapter that has been built into a slot."""

@@ -9,8 +9,11 @@ from merging.errors import nearest
 from server.caller import Caller
 from server.catalog import Catalog, Recipe
 from server.composer import Composer
-from server.errors import RequestError, UnknownModelError
+from server.errors import LimitError, RequestError, UnknownModelError
 from server.grammar import is_name, parse_expression, parse_object
+
+MAX_EXPRESSION = 4096
+"""Characters of a model string: sixteen adapters with long names, and room."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Service:
         base_models: the names of the base model, as served.
         presets: specs by preset name.
         default_method: merges a sum that names no method.
+        max_body_bytes: what is read of a request's body at most.
     """
 
     base_models: tuple[str, ...]
@@ -28,6 +32,7 @@ class Service:
     presets: Mapping[str, MergeSpec]
     composer: Composer
     default_method: str
+    max_body_bytes: int = 32 * 2**20
 
     def visible(self, caller: Caller) -> tuple[list[str], dict[str, MergeSpec]]:
         """The adapters that `caller` may use, and the presets that are made of such adapters alone."""
@@ -45,6 +50,8 @@ class Service:
         model, lora = payload.get("model"), payload.get("lora")
         if model is not None and not isinstance(model, str):
             return None
+        if model is not None and len(model) > MAX_EXPRESSION:
+            raise LimitError(f"model is {len(model)} characters long; use {MAX_EXPRESSION} at most, or a preset", "model")
         plain = not model or model in self.base_models
         if lora is not None:
             if not plain:

@@ -56,10 +56,10 @@ class LoramixPlugin:
             SystemExit: where the server cannot start as it was told to, after one readable line.
         """
         assert engine_client is not None, "required_tasks keeps the plugin out of servers without an engine"
-        settings = Settings()
         serving = state.openai_serving_models
         base_models = tuple(path.name for path in serving.base_model_paths)
         try:
+            settings = Settings.read()
             _refuse_replicas(args)
             refuse_vllms_keys(args)
             keys = Keys(settings.keys_file)
@@ -77,8 +77,10 @@ class LoramixPlugin:
         except LoramixError as error:
             print(f"loramix: cannot start: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        composer = Composer(engine, facts.slots, settings.merge_timeout, Metrics())
-        state.loramix = Service(base_models, catalog, presets, composer, settings.default_method)
+        composer = Composer(
+            engine, facts.slots, settings.merge_timeout, Metrics(), settings.merge_queue, settings.cold_merges_per_minute
+        )
+        state.loramix = Service(base_models, catalog, presets, composer, settings.default_method, settings.max_body_bytes)
         state.loramix_keys = keys
         state.loramix_started = int(time.time())
         state.loramix_max_model_len = engine_client.model_config.max_model_len
@@ -91,7 +93,8 @@ class LoramixPlugin:
 
 
 def _check_adapters(settings: Settings, facts: EngineFacts, base_models: tuple[str, ...]) -> Catalog:
-    catalog = Catalog(facts.modules, facts.max_rank, facts.dtype, frozenset(base_models))
+    reserved = frozenset(base_models)
+    catalog = Catalog(facts.modules, facts.max_rank, facts.dtype, reserved, settings.max_adapters_per_recipe)
     for name, folder in adapter_folders(settings):
         try:
             catalog.add(name, folder)

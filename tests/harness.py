@@ -61,7 +61,7 @@ class FakeEngine:
             if recipe.key in self.failures:
                 raise self.failures.pop(recipe.key)
         except asyncio.CancelledError:
-            del self.gates[recipe.key]
+            self.gates.pop(recipe.key, None)
             self.dropped.append(asyncio.get_running_loop().create_future())
             await self.dropped[-1]
             self.free += 1
@@ -80,11 +80,11 @@ class FakeEngine:
 class Harness:
     """A composer over a FakeEngine, with the catalog to name recipes."""
 
-    def __init__(self, catalog: Catalog, slots: int, hold: bool, timeout: float) -> None:
+    def __init__(self, catalog: Catalog, slots: int, hold: bool, timeout: float, **options: Any) -> None:
         self.catalog = catalog
         self.registry = CollectorRegistry()
         self.engine = FakeEngine(slots, hold)
-        self.composer = Composer(self.engine, slots, timeout, Metrics(self.registry))
+        self.composer = Composer(self.engine, slots, timeout, Metrics(self.registry), **options)
 
     def recipe(self, expression: str) -> Recipe:
         return self.catalog.resolve(parse_expression(expression, "cat"))

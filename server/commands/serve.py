@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from merging import AdapterError
+from merging.spec import MAX_TERMS
 from server.config import Settings
 from server.errors import ConfigError
 from server.keys_file import read_keys
@@ -41,6 +42,13 @@ def serve(
         bool, typer.Option("--skip-bad-adapters", help="Start without adapters that cannot be used.")
     ] = False,
     merge_timeout: Annotated[float, typer.Option(help="Seconds that a request waits for its merge at most.")] = 30.0,
+    merge_queue: Annotated[int, typer.Option(help="Merges that wait for a slot at most; more are refused with 503.")] = 64,
+    cold_merges_per_minute: Annotated[
+        int | None,
+        typer.Option(help="Merges that each client may ask for in a minute; more are refused with 429. No limit unless given."),
+    ] = None,
+    max_adapters_per_recipe: Annotated[int, typer.Option(help="Adapters in one recipe at most.")] = MAX_TERMS,
+    max_body_mib: Annotated[float, typer.Option(help="Size of a request's body at most, in MiB.")] = 32.0,
     adapter_host_gib: Annotated[float, typer.Option(help="Host memory for source adapters, in GiB.")] = 4.0,
     adapter_gpu_gib: Annotated[
         float, typer.Option(help="Memory of each GPU for source adapters, in GiB; taken from --gpu-memory-utilization.")
@@ -63,13 +71,17 @@ def serve(
     two of the adapters side by side unless told otherwise), --lora-target-modules (those of the adapters unless told
     otherwise), --api-key, --served-model-name, …
     """
-    settings = Settings(
+    settings = Settings.read(
         adapters=[path.resolve() for path in adapters or ()],
         adapter=_pairs("--adapter", adapter),
         presets={name: _absolute(recipe) for name, recipe in _pairs("--preset", preset).items()},
         default_method=default_method,
         skip_bad_adapters=skip_bad_adapters,
         merge_timeout=merge_timeout,
+        merge_queue=merge_queue,
+        cold_merges_per_minute=cold_merges_per_minute,
+        max_adapters_per_recipe=max_adapters_per_recipe,
+        max_body_mib=max_body_mib,
         adapter_host_gib=adapter_host_gib,
         adapter_gpu_gib=adapter_gpu_gib,
         cache_dir=cache_dir and cache_dir.resolve(),

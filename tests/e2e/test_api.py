@@ -57,6 +57,13 @@ def test_the_body_object_says_the_same_as_the_expression(client: OpenAI) -> None
     assert by_object.choices[0].message.content == by_name.choices[0].message.content
 
 
+def test_a_body_over_the_limit_is_refused_and_counted(server: LiveServer) -> None:
+    answer = post(server, "/v1/chat/completions", model="all", messages=HELLO, padding="x" * 2**25)
+    assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+    assert 'loramix_refused_total{reason="body"} 1.0' in httpx.get(f"{server.url}/metrics").text
+    assert post(server, "/v1/chat/completions", model="all", messages=HELLO, max_tokens=1).status_code == 200
+
+
 def test_streaming_streams_and_carries_the_headers(client: OpenAI) -> None:
     with client.chat.completions.with_streaming_response.create(
         model=RECIPE, messages=HELLO, max_tokens=6, temperature=0, stream=True

@@ -39,8 +39,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @pytest.fixture
 def make_harness(catalog: Catalog) -> Callable[..., Harness]:
-    def make(slots: int = 2, hold: bool = False, timeout: float = 5.0) -> Harness:
-        return Harness(catalog, slots, hold, timeout)
+    def make(slots: int = 2, hold: bool = False, timeout: float = 5.0, **options: Any) -> Harness:
+        return Harness(catalog, slots, hold, timeout, **options)
 
     return make
 

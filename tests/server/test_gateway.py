@@ -149,7 +149,7 @@ async def test_bad_input_is_answered_in_openais_form(
 
 async def test_a_server_without_a_free_slot_says_when_to_try_again(make_app: MakeApp) -> None:
     app, harness = make_app(slots=1, timeout=0.01)
-    lease = await harness.composer.ensure(harness.recipe("math"))
+    lease = await harness.composer.ensure(harness.recipe("math"), "client")
     async with client_of(app) as client:
         response = await client.post("/v1/chat/completions", json={"model": "code"})
     assert response.status_code == 503

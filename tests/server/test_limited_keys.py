@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
-from access_harness import CHAT, bearer
+from access_harness import CHAT, FILE, bearer
 from fastapi.testclient import TestClient
 
 
@@ -68,3 +69,21 @@ def test_a_limited_key_does_not_reach_routes_that_do_not_check_adapters(client: 
         assert reply.status_code == 403
         assert "this key is limited to some" in reply.json()["error"]["message"]
     assert client.post(CHAT, content=resident, headers=bearer("some")).status_code == 400  # the engine's own name is no recipe
+
+
+@pytest.mark.parametrize("addresses", [["1.1.1.1"], [f"2.2.2.{number}" for number in range(8)]], ids=["the-others", "many"])
+async def test_fair_shares_count_a_limited_key_by_its_name_whatever_its_address(
+    make_client: Callable[..., TestClient], addresses: list[str]
+) -> None:
+    app = make_client(FILE).app
+
+    async def use(name: str, model: str, address: str) -> str:
+        """Where the adapter came from."""
+        transport = httpx.ASGITransport(app, client=(address, 5))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=bearer(name)) as asking:
+            return (await asking.post(CHAT, json={"model": model})).headers["x-loramix-cache"]
+
+    assert await use("all", "code", "1.1.1.1") == "merged"
+    for number in range(8):
+        assert await use("some", f"math*{number + 1}e-4", addresses[number % len(addresses)]) == "merged"
+    assert await use("all", "code", "1.1.1.1") == "device"  # by addresses it would have given way: there are two slots
