@@ -48,11 +48,13 @@ def bench_merge(
         cases = [runner.parse_case(text) for text in chosen]
     except ValueError as error:
         raise RecipeError(str(error), "case") from error
+    command = "loramix bench merge " + shlex.join(sys.argv[3:])
     console, figures = Console(), {}
     try:
         with Console(stderr=True).status("Measuring") as status:
             for name, value in runner.measure(cases, names, where, peft_seconds=peft_seconds, seconds=seconds):
                 figures[name] = value
+                path = runner.save(figures, where, command, out)  # each as it comes: a run may be stopped
                 status.update(f"Measured {name}")
     except KeyboardInterrupt:
         console.print("stopped; what was measured until now:")
@@ -65,8 +67,8 @@ def bench_merge(
             peft = f"{figures[f'{stem}.peft_ms']:.0f}" if f"{stem}.peft_ms" in figures else "–"
             table.add_row(case_name, method, f"{value:.2f}", spread, f"{figures[f'{stem}.floor_ms']:.2f}", peft)
     console.print(table)
-    command = "loramix bench merge " + shlex.join(sys.argv[3:])
-    console.print(f"written to {runner.save(figures, where, command, out)}")
+    if figures:
+        console.print(f"written to {path}")
 
 
 @bench.command("serve")

@@ -57,6 +57,8 @@ def server(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
     options = [
         "--adapters", str(adapters), "--preset", "blend=lego-8(all+mlp*0.5)", "--max-loras", str(SLOTS + 1),
         "--max-lora-rank", "16", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+        # A random adapter may go on with blanks for ever, where JSON lets it.
+        "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
     ]  # fmt: skip
     with LiveServer(serve_command(model, *options), tmp_path_factory.mktemp("server") / "log") as live:
         yield live

@@ -84,7 +84,7 @@ def test_n_logprobs_and_response_format_work_as_ever(client: OpenAI) -> None:
         "additionalProperties": False,
     }
     answer = client.chat.completions.create(
-        model=RECIPE, messages=HELLO, n=2, max_tokens=100, logprobs=True, top_logprobs=2, seed=1,
+        model=RECIPE, messages=HELLO, n=2, max_tokens=30, logprobs=True, top_logprobs=2, seed=1,
         response_format={"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}},
     )  # fmt: skip
     assert len(answer.choices) == 2
