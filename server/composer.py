@@ -116,6 +116,11 @@ class Composer:
         lease.waited_ms = (time.perf_counter() - started) * 1e3
         return lease
 
+    async def settled(self) -> None:
+        """Returns once no build is under way, nor waits for a slot."""
+        while builds := [entry.build for entry in self._entries.values() if entry.resident is None]:
+            await asyncio.wait(builds)
+
     async def _build(self, entry: Entry) -> None:
         method = entry.recipe.spec.method.name
         try:

@@ -13,6 +13,7 @@ LoramixError (merging)
 ├── RateLimitedError          429   the client has had its merges of this minute; says when to try again
 ├── BusyError                 503   every slot is in use, or building took too long; try again
 │   ├── OverloadedError       503   too many merges wait for a slot already; try again
+│   ├── DrainingError         503   the server is being shut down; ask another
 │   └── OutOfMemoryError      503   the device has no memory left for the merge; try again
 └── ConfigError               —     the server cannot start as it was told to
 """
@@ -77,6 +78,10 @@ class OverloadedError(BusyError):
     """More merges wait for a slot than the server lets wait."""
 
 
+class DrainingError(BusyError):
+    """The server finishes what it has, and takes nothing new."""
+
+
 class OutOfMemoryError(BusyError):
     """The device had no memory left for a merge."""
 
@@ -122,12 +127,12 @@ def headers_of(error: LoramixError) -> dict[str, str]:
     """Extra response headers: when to try again, where that helps; that a body is read no further; how to say who asks."""
     match error:
         case UnauthorizedError():
-            return {"www-authenticate": "Bearer"}
+            return {"www-authenticate": "Bearer", "connection": "close"}
         case RateLimitedError():
             return {"retry-after": str(error.retry_after)}
         case BusyError():
             return {"retry-after": str(RETRY_AFTER_SECONDS)}
-        case TooLargeError():
+        case TooLargeError() | ForbiddenError():
             return {"connection": "close"}
     return {}
 
@@ -141,6 +146,8 @@ def refusal_of(error: LoramixError) -> str | None:
             return "queue"
         case OutOfMemoryError():
             return "memory"
+        case DrainingError():
+            return "draining"
         case BusyError():
             return "deadline"
         case TooLargeError():

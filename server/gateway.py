@@ -2,7 +2,7 @@
 
 A pure ASGI middleware, so that streams stream and disconnects are seen. It changes two things of a request's body
 (`model` becomes the engine's name, `lora` goes) and adds three headers to the response.
-A body over the server's limit is refused as soon as that is known.
+A body over the server's limit is refused as soon as that is known, and every request once the server is told to stop.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from merging import LoramixError
 from server.caller import caller_of
 from server.composer import Lease
-from server.errors import RequestError, TooLargeError, body_of, headers_of, refusal_of, status_of
+from server.errors import DrainingError, RequestError, TooLargeError, body_of, headers_of, refusal_of, status_of
 from server.service import Service
 
 # What vLLM serves for text generation; and the routes that only read text, for which no adapter need be merged.
@@ -43,6 +43,8 @@ class Gateway:
         caller = caller_of(scope)
         lease, gone = None, None
         try:
+            if service.draining.is_set():
+                raise DrainingError("this server is being shut down and takes nothing new; ask another, or try again shortly")
             body = await _read(scope, receive, service.max_body_bytes)
             if body is None:
                 return  # the client left before it had sent everything

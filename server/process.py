@@ -62,6 +62,10 @@ class ServerProcess:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; `stop` waits for its end."""
+        self._process.send_signal(number)
+
     def stop(self) -> int:
         """Interrupt it, as Ctrl-C does, and return its exit code; once it is gone, only the latter."""
         if self._process.poll() is None:

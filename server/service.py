@@ -1,7 +1,8 @@
 """The service: catalog, presets and composer behind one request-level question, what recipe does it ask for?"""
 
+from asyncio import Event
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from merging import MergeSpec, Term
@@ -25,6 +26,7 @@ class Service:
         presets: specs by preset name.
         default_method: merges a sum that names no method.
         max_body_bytes: what is read of a request's body at most.
+        draining: set once the server is told to stop: what it has taken is finished, and nothing new taken.
     """
 
     base_models: tuple[str, ...]
@@ -33,6 +35,12 @@ class Service:
     composer: Composer
     default_method: str
     max_body_bytes: int = 32 * 2**20
+    draining: Event = field(default_factory=Event)
+
+    async def drain(self) -> None:
+        """Take no more requests, and wait until no build is under way: from then on the engine may be told to stop."""
+        self.draining.set()
+        await self.composer.settled()
 
     def visible(self, caller: Caller) -> tuple[list[str], dict[str, MergeSpec]]:
         """The adapters that `caller` may use, and the presets that are made of such adapters alone."""

@@ -19,6 +19,7 @@ from server.tuning import FOLDER as TUNED
 # vLLM's LoRA kernels are built for these ranks.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _WORKER = "server.vllm_worker.LoramixWorker"
+_DRAIN_SECONDS = "30"  # for running requests to end once the server is told to stop
 
 
 def legal_rank(rank: int) -> int:
@@ -75,7 +76,13 @@ def _parse(
     for owned in ("--worker-extension-cls", "--max-cpu-loras", "--lora-modules"):
         if owned in given:
             raise ConfigError(f"{owned} is set by loramix; adapters are named with --adapters and --adapter")
-    settled = {"--host": ["127.0.0.1"], "--max-loras": ["8"], **defaults, "--worker-extension-cls": [_WORKER]}
+    settled = {
+        "--host": ["127.0.0.1"],
+        "--max-loras": ["8"],
+        "--shutdown-timeout": [_DRAIN_SECONDS],
+        **defaults,
+        "--worker-extension-cls": [_WORKER],
+    }
     words = [word for option, values in settled.items() if option not in given for word in (option, *values)]
     args, unknown = parser.parse_known_args([model, *options, *words, "--enable-lora"])
     strange = [word for word in unknown if word.startswith("-")] or unknown

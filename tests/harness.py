@@ -93,6 +93,12 @@ class Harness:
         return self.registry.get_sample_value(name, labels) or 0.0
 
 
+async def settle() -> None:
+    """Let every task run until all wait for something outside."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 class Gate:
     """In front of every merge into rooms; open until it is closed.
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from harness import Harness
+from harness import Harness, settle
 
 from merging import AdapterError, LoramixError
 from server.composer import Lease
@@ -25,11 +25,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-async def settle() -> None:
-    for _ in range(30):
-        await asyncio.sleep(0)
 
 
 async def use(harness: Harness, expression: str, client: str) -> str:

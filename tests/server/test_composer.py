@@ -5,19 +5,13 @@ import random
 from collections.abc import Callable
 
 import pytest
-from harness import Harness
+from harness import Harness, settle
 
 from merging import AdapterError
 from server.composer import Lease
 from server.errors import BusyError, OutOfMemoryError
 
 MakeHarness = Callable[..., Harness]
-
-
-async def settle() -> None:
-    """Let every task run until all wait for something outside."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def test_a_hundred_equal_requests_at_once_make_one_merge(make_harness: MakeHarness) -> None:
