@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merging import DTYPES, AdapterError, MergeSpec, RecipeError, check_rank
-from merging.errors import nearest
+from merging.errors import nearest, shown
 from server.errors import UnknownModelError
 from server.grammar import is_name, readable, readable_sum
 from server.survey import Survey, survey
@@ -106,7 +106,7 @@ class Catalog:
         """
         for term in spec.terms:
             if term.adapter not in self._entries:
-                raise UnknownModelError(f"no adapter {term.adapter!r} here{nearest(term.adapter, self._entries)}")
+                raise UnknownModelError(f"no adapter {shown(term.adapter)} here{nearest(term.adapter, self._entries)}")
         entries = {term.adapter: self._entries[term.adapter] for term in spec.terms}
         rank = check_rank(spec, {name: entry.ranks for name, entry in entries.items()})
         if rank > self._max_rank:

@@ -43,6 +43,10 @@ class Gateway:
             payload = json.loads(body)
         except ValueError:
             payload = None
+        except RecursionError:
+            error = RequestError("the body is nested too deeply to be read; send it flatter")
+            await JSONResponse(body_of(error), status_of(error))(scope, receive, send)
+            return
         if not isinstance(payload, dict):
             await self.app(scope, _replay(body, receive), send)  # vLLM says what is wrong with it
             return

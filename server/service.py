@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merging import MergeSpec, Term
-from merging.errors import nearest
+from merging.errors import nearest, shown
 from server.catalog import Catalog, Recipe
 from server.composer import Composer
 from server.errors import RequestError, UnknownModelError
@@ -41,7 +41,7 @@ class Service:
         if lora is not None:
             if not plain:
                 raise RequestError(
-                    f"both a body object lora and model {model!r}; give the recipe once "
+                    f"both a body object lora and model {shown(model)}; give the recipe once "
                     f"(model {self.base_models[0]!r} goes with lora)",
                     "lora",
                 )
@@ -53,7 +53,7 @@ class Service:
             return self.presets[model]
         if is_name(model) and model not in self.catalog.entries:
             known = [*self.base_models, *self.catalog.entries, *self.presets]
-            raise UnknownModelError(f"no model, adapter or preset {model!r} here{nearest(model, known)}")
+            raise UnknownModelError(f"no model, adapter or preset {shown(model)} here{nearest(model, known)}")
         if model in self.catalog.entries:
             return MergeSpec.create("cat", [Term(model)])
         return parse_expression(model, self.default_method)
