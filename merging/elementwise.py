@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merging.errors import RecipeError
+from merging.errors import RecipeError, shown
 
 Majority = Literal["total", "frequency"]
 
@@ -84,7 +84,7 @@ def check_density(method: str, density: float) -> None:
 
 def check_seed(method: str, seed: int) -> None:
     if not 0 <= seed < 2**31:
-        raise RecipeError(f"seed={seed} of {method}; use 0 to 2^31 − 1", "seed")
+        raise RecipeError(f"seed={shown(seed)} of {method}; use 0 to 2^31 − 1", "seed")
 
 
 def largest(x_LRD: Tensor, density: float) -> Tensor:

@@ -11,6 +11,12 @@ Every message names the offending value and what to do about it, in one line.
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from reprlib import Repr
+
+_SHOWN = 120  # characters of a value that a message repeats
+
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = _SHOWN
 
 
 class LoramixError(Exception):
@@ -19,6 +25,9 @@ class LoramixError(Exception):
 
 class AdapterError(LoramixError):
     """An adapter cannot be used: the message says which one, why, and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class RecipeError(LoramixError):
@@ -35,6 +44,16 @@ class RecipeError(LoramixError):
 
 class OutputError(LoramixError):
     """A file or folder cannot be written: the message says which one, why, and the remedy."""
+
+
+def one_line(text: str) -> str:
+    """`text` with all that cannot be printed escaped: names in a file or a request hold line breaks and half characters too."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shown(value: object) -> str:
+    """The repr of a value that somebody gave, cut short where it is long or deep."""
+    return _repr.repr(value)
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from merging.adapter import DTYPES, LoraAdapter, LoraModule, bits
-from merging.errors import AdapterError, OutputError
+from merging.errors import AdapterError, OutputError, shown
 from merging.exchange import exchange
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -121,23 +121,23 @@ def save_adapter(adapter: LoraAdapter, folder: Path | str, *, replace: bool = Fa
 
 def _read_files(folder: Path) -> tuple[bytes, bytes]:
     """The contents of CONFIG and WEIGHTS. Not mapped: this process would end if another one cut a mapped file off."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises for a path that is too long
         raise AdapterError("no such folder; check the path")
-    try:
-        config = (folder / CONFIG).read_bytes()
-    except FileNotFoundError:
-        raise AdapterError(f"{CONFIG} is missing; name a folder that PEFT's save_pretrained wrote") from None
-    except OSError as error:
-        raise AdapterError(f"{CONFIG} cannot be read ({error}); copy it again") from error
-    if not (folder / WEIGHTS).is_file():
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    if not os.path.isfile(folder / CONFIG):  # nor a pipe, which would be waited for, nor a device, which never ends
+        raise AdapterError(f"{CONFIG} is missing or no file; name a folder that PEFT's save_pretrained wrote")
+    if not os.path.isfile(folder / WEIGHTS):
+        pickled = sorted(str(p.name) for suffix in ("bin", "pt", "pth") for p in folder.glob(f"*.{suffix}"))
         if pickled:
             raise AdapterError(f"weights are pickled ({pickled[0]}), which can run code; save them as {WEIGHTS}")
-        raise AdapterError(f"{WEIGHTS} is missing; copy it from where the adapter was saved")
+        raise AdapterError(f"{WEIGHTS} is missing or no file; copy it from where the adapter was saved")
+    return _read(folder / CONFIG), _read(folder / WEIGHTS)
+
+
+def _read(file: Path) -> bytes:
     try:
-        return config, (folder / WEIGHTS).read_bytes()
+        return file.read_bytes()
     except OSError as error:
-        raise AdapterError(f"{WEIGHTS} cannot be read ({error}); copy it again") from error
+        raise AdapterError(f"{file.name} cannot be read ({error}); copy it again") from error
 
 
 def _parse_config(content: bytes) -> dict[str, Any]:
@@ -147,15 +147,15 @@ def _parse_config(content: bytes) -> dict[str, Any]:
         raise AdapterError(f"{CONFIG} cannot be read ({error}); copy it again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapterError(f"peft_type is {kind!r}; only LORA adapters can be merged, train one of those")
+        raise AdapterError(f"peft_type is {shown(kind)}; only LORA adapters can be merged, train one of those")
     for key, value in config.items():
         if key in _VARIANTS and value:
-            raise AdapterError(f"{key}={value!r}: {_VARIANTS[key]} is not supported; train a plain LoRA instead")
+            raise AdapterError(f"{key}={shown(value)}: {_VARIANTS[key]} is not supported; train a plain LoRA instead")
         if key == "bias" and value != "none":
-            raise AdapterError(f"bias={value!r} is not supported; train with bias='none'")
+            raise AdapterError(f"bias={shown(value)} is not supported; train with bias='none'")
         if key not in _HARMLESS and key not in _VARIANTS and key != "bias" and value:
             raise AdapterError(
-                f"{CONFIG} sets {key}={value!r}, which this version does not know and so will not guess at; "
+                f"{CONFIG} sets {key}={shown(value)}, which this version does not know and so will not guess at; "
                 "remove it if it does not change what the adapter computes"
             )
     init = config.get("init_lora_weights")
@@ -164,38 +164,51 @@ def _parse_config(content: bytes) -> dict[str, Any]:
             f"init_lora_weights={init!r} changes the base model's weights; "
             "convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion"
         )
-    _check_number("r", config.get("r"))
-    _check_number("lora_alpha", config.get("lora_alpha"))
+    _check_number("r", config.get("r"), whole=True)
+    _check_number("lora_alpha", config.get("lora_alpha"), whole=False)
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict):
-            raise AdapterError(f"{key}={patterns!r} in {CONFIG} must map module names to numbers; correct it")
+            raise AdapterError(f"{key}={shown(patterns)} in {CONFIG} must map module names to numbers; correct it")
         for pattern, value in patterns.items():
-            _check_number(f"{key}[{pattern!r}]", value)
+            _check_number(f"{key}[{shown(pattern)}]", value, whole=key == "rank_pattern")
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise AdapterError(f"{key} in {CONFIG} has {pattern!r}, no regular expression ({error}); correct it") from error
-    for key, kind in (("use_rslora", bool), ("base_model_name_or_path", str)):
+                _ending(pattern)  # (?i) is right alone and wrong in the middle
+            except (re.error, OverflowError, RecursionError) as error:  # not all that is too much for re is a re.error
+                raise AdapterError(
+                    f"{key} in {CONFIG} has {shown(pattern)}, no regular expression ({error}); correct it"
+                ) from error
+    for key, kind, name in (
+        ("use_rslora", bool, "bool"), ("base_model_name_or_path", str, "str"), ("init_lora_weights", bool | str, "bool or str")
+    ):  # fmt: skip
         if config.get(key) is not None and not isinstance(config[key], kind):
-            raise AdapterError(f"{key}={config[key]!r} in {CONFIG} must be {kind.__name__}; correct it")
+            raise AdapterError(f"{key}={shown(config[key])} in {CONFIG} must be {name}; correct it")
     return config
 
 
-def _check_number(key: str, value: object) -> None:
-    whole = "rank" in key or key == "r"
+def _check_number(key: str, value: object, *, whole: bool) -> None:
     if not isinstance(value, int if whole else int | float) or isinstance(value, bool) or not 0 < value < sys.float_info.max:
         raise AdapterError(
-            f"{key}={value!r} in {CONFIG} must be a positive number{', a whole one' if whole else ''}; correct it"
+            f"{key}={shown(value)} in {CONFIG} must be a positive number{', a whole one' if whole else ''}; correct it"
         )
 
 
 def _parse_tensors(content: bytes) -> dict[str, Tensor]:
     try:
         tensors = dict(sorted(load(content).items()))  # they come in any order; the first complaint is to be the same each time
-    except SafetensorError as error:
+    except KeyError as error:  # of a dtype that the format has and torch has not
+        raise AdapterError(f"{WEIGHTS} holds tensors of {error.args[0]}; expected one of {', '.join(DTYPES)}") from error
+    except (SafetensorError, TypeError, RuntimeError) as error:  # the latter by torch: no tensor can have such a shape
         raise AdapterError(f"{WEIGHTS} is truncated or not a safetensors file ({error}); copy it again") from error
     for key, tensor in tensors.items():
+        if _KEY.fullmatch(key.removeprefix(PREFIX)) is None or tensor.ndim != 2:
+            raise AdapterError(
+                f"{key} {shown(tuple(tensor.shape))} is not a LoRA factor of a linear layer, which is all that can be merged; "
+                "train without it"
+            )
+        if not tensor.numel():
+            raise AdapterError(f"{key} {tuple(tensor.shape)} is empty; save the adapter again")
         if tensor.dtype not in DTYPES.values():
             raise AdapterError(f"{key} is {tensor.dtype}; expected one of {', '.join(DTYPES)}")
     if (broken := _not_finite(tensors)) is not None:
@@ -207,7 +220,7 @@ def _not_finite(tensors: dict[str, Tensor]) -> str | None:
     """The name of a tensor that holds NaN or infinite values, if one does: their exponents have all bits set."""
     for name, tensor in tensors.items():
         exponent = int(bits(torch.tensor(torch.inf, dtype=tensor.dtype)))
-        if tensor.numel() and (np.bitwise_and(bits(tensor), exponent).max() == exponent):
+        if tensor.numel() and np.bitwise_and(bits(tensor), exponent).max() == exponent:
             return name
     return None
 
@@ -216,11 +229,7 @@ def _pair(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, LoraM
     factors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key.removeprefix(PREFIX))
-        if match is None or tensor.ndim != 2:
-            raise AdapterError(
-                f"{key} {tuple(tensor.shape)} is not a LoRA factor of a linear layer, which is all that can be merged; "
-                "train without it"
-            )
+        assert match is not None
         factor = factors.setdefault(match["module"], {})
         if match["factor"] in factor:
             raise AdapterError(f"{key} stands for a factor that another tensor has already; save the adapter again")
@@ -247,9 +256,13 @@ def _pair(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, LoraM
 def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
     """PEFT's rule: the first pattern that matches the end of the name at a dot, as a regular expression."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _ending(pattern).match(module):
             return value
     return default
+
+
+def _ending(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _config_of(adapter: LoraAdapter) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merging.errors import RecipeError, nearest
+from merging.errors import RecipeError, nearest, shown
 from merging.methods import METHODS, Method, Options
 from merging.term import Term
 
@@ -43,13 +43,13 @@ class MergeSpec:
         """
         known = METHODS.get(method)
         if known is None:
-            raise RecipeError(f"unknown method {method!r}{nearest(method, METHODS)}", "method")
+            raise RecipeError(f"unknown method {shown(method)}{nearest(method, METHODS)}", "method")
         if not 1 <= len(terms) <= MAX_TERMS:
             raise RecipeError(f"{len(terms)} adapters in one recipe; use 1 to {MAX_TERMS}", "adapters")
         kept: dict[str, Term] = {}
         for term in terms:
             if term.adapter in kept:
-                raise RecipeError(f"{term.adapter!r} stands twice; give it once, with one weight", "adapters")
+                raise RecipeError(f"{shown(term.adapter)} stands twice; give it once, with one weight", "adapters")
             kept[term.adapter] = term.canonical()
         counted = tuple(kept[name] for name in sorted(kept) if kept[name].weight != 0 or kept[name].by_module)
         if not counted:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import takewhile
 
-from merging.errors import RecipeError, nearest
+from merging.errors import RecipeError, nearest, shown
 
 WEIGHT_DECIMALS = 4
 WILD = frozenset("*?[")  # characters that make a pattern more than a name
@@ -62,8 +62,8 @@ class Term:
 
     def canonical(self) -> "Term":
         """The same, weights rounded to 1e-4, without patterns that change nothing. Raises RecipeError for a bad weight."""
-        default = _rounded(self.weight, f"weight {self.weight!r} of {self.adapter!r}")
-        by_module = [(p, _rounded(w, f"weight {w!r} of {self.adapter!r} at {p!r}")) for p, w in self.by_module]
+        default = _rounded(self.weight, f"weight {shown(self.weight)} of {shown(self.adapter)}")
+        by_module = [(p, _rounded(w, f"weight {shown(w)} of {shown(self.adapter)} at {shown(p)}")) for p, w in self.by_module]
         while by_module and by_module[-1][1] == default:
             by_module.pop()
         return Term(self.adapter, default, tuple(by_module))
@@ -75,11 +75,11 @@ class Term:
             if place not in decisive and not any(fnmatchcase(module, pattern) for module in modules):
                 known = {f"*.{module.rpartition('.')[2]}" for module in modules}.union(modules)
                 hint = nearest(pattern, known) or f"; it has *.{next(iter(modules)).rpartition('.')[2]} and others"
-                raise RecipeError(f"weight pattern {pattern!r} matches no module of {self.adapter!r}{hint}", "weight")
+                raise RecipeError(f"weight pattern {shown(pattern)} matches no module of {self.adapter!r}{hint}", "weight")
 
 
 def _rounded(weight: float, what: str) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < math.inf:
         raise RecipeError(f"{what} is not a finite number", "weight")
     if abs(weight) > _LARGEST:
         raise RecipeError(f"{what} is over {_LARGEST:g} in size; use {_LARGEST:g} at most", "weight")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merging import DTYPES, AdapterError, MergeSpec, check_rank
-from merging.errors import nearest
+from merging.errors import nearest, shown
 from merging.spec import MAX_TERMS
 from server.caller import ANYONE, Caller
 from server.errors import LimitError, UnknownModelError
@@ -125,7 +125,7 @@ class Catalog:
         for term in spec.terms:
             if term.adapter not in self._entries or not caller.may_use(term.adapter):
                 usable = list(filter(caller.may_use, self._entries))
-                raise UnknownModelError(f"no adapter {term.adapter!r} here{nearest(term.adapter, usable)}")
+                raise UnknownModelError(f"no adapter {shown(term.adapter)} here{nearest(term.adapter, usable)}")
         entries = {term.adapter: self._entries[term.adapter] for term in spec.terms}
         rank = check_rank(spec, {name: entry.ranks for name, entry in entries.items()})
         if rank > self._max_rank:

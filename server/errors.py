@@ -22,16 +22,22 @@ from http import HTTPStatus
 from typing import Any
 
 from merging import AdapterError, LoramixError, RecipeError
+from merging.errors import one_line
 
 RETRY_AFTER_SECONDS = 1
 _LONGEST_TEXT = 9000  # characters; messages quote what they are about, an expression twice at most
+_SHOWN = 200  # characters of an expression on either side of its fault
 
 
 class RecipeSyntaxError(RecipeError):
     """An expression that cannot be read; the message shows a caret under the place."""
 
     def __init__(self, message: str, expression: str, position: int) -> None:
-        super().__init__(f"{message}\n  {expression}\n  {' ' * position}^", "model")
+        before = one_line(expression[max(position - _SHOWN, 0) : position])
+        after = one_line(expression[position : position + _SHOWN])
+        before = ("…" if position > _SHOWN else "") + before
+        after += "…" if len(expression) > position + _SHOWN else ""
+        super().__init__(f"{message}\n  {before}{after}\n  {' ' * len(before)}^", "model")
 
 
 class LimitError(RecipeError):
@@ -42,8 +48,8 @@ class RequestError(LoramixError):
     """A request whose body is at fault; `param` names the field."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+        super().__init__(one_line(message))
+        self.param = None if param is None else one_line(param)
 
 
 class UnauthorizedError(LoramixError):

@@ -10,13 +10,13 @@ Spaces between the parts do not count.
 """
 
 import re
-from reprlib import Repr
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from merging import METHODS, MergeSpec, RecipeError, Term
-from merging.errors import nearest
+from merging.errors import nearest, shown
 from merging.spec import MAX_TERMS
 from merging.term import WILD
 from server.errors import RecipeSyntaxError, RequestError
@@ -24,10 +24,9 @@ from server.errors import RecipeSyntaxError, RequestError
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _WEIGHT = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?")
 _CALL = re.compile(r"(?P<method>[A-Za-z0-9._-]*?)(?:-(?P<number>[0-9]+(?:\.[0-9]+)?))?")
-_SHOWN = Repr()  # of what stands in a message
-_SHOWN.maxstring = _SHOWN.maxother = 80
 _MAX_WILD = 128  # patterns of one adapter: one for each layer of the largest models
 _Name = Annotated[str, Field(max_length=256)]  # of anything: unknown ones are compared with the known ones
+_LONGEST_FIELD = 64  # characters of a field's name that an error repeats; what is longer is no field of ours
 _SPACE = re.compile(r"\s*")
 
 
@@ -79,7 +78,7 @@ def parse_expression(text: str, default_method: str) -> MergeSpec:
     assert call is not None
     method, number = call["method"], call["number"]
     if method not in METHODS:
-        raise RecipeSyntaxError(f"unknown method {method!r}{nearest(method, METHODS)}", text, text.index(head))
+        raise RecipeSyntaxError(f"unknown method {shown(method)}{nearest(method, METHODS)}", text, text.index(head))
     options = _numbered(method, number) if number is not None else {}
     parser.expect("(")
     terms = parser.sum(end=")")
@@ -99,10 +98,10 @@ def parse_object(lora: Any, default_method: str) -> MergeSpec:
         recipe = LoraObject.model_validate(lora)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(["lora", *map(str, first["loc"])])
-        raise RequestError(f"{where}: {first['msg'].lower()} (got {_SHOWN.repr(first['input'])})", where) from error
+        where = ".".join(["lora", *(str(part)[:_LONGEST_FIELD] for part in first["loc"])])
+        raise RequestError(f"{where}: {first['msg'].lower()} (got {shown(first['input'])})", where) from error
     options = dict(recipe.options)
-    method = recipe.method or default_method
+    method = default_method if recipe.method is None else recipe.method
     if recipe.rank is not None:
         if "rank" in options:
             raise RequestError("lora.rank and lora.options.rank are the same; give one", "lora.rank")
@@ -116,7 +115,7 @@ def readable(spec: MergeSpec) -> str:
     if len(spec.terms) == 1 and spec.method.name == "cat" and spec.terms[0] == Term(spec.terms[0].adapter):
         return spec.terms[0].adapter
     number = getattr(spec.options, spec.method.number) if spec.method.number else None
-    return f"{spec.method.name}{'' if number is None else f'-{number:g}'}({readable_sum(spec)})"
+    return f"{spec.method.name}{'' if number is None else f'-{_digits(number)}'}({readable_sum(spec)})"
 
 
 def readable_sum(spec: MergeSpec) -> str:
@@ -127,14 +126,22 @@ def readable_sum(spec: MergeSpec) -> str:
 def _readable_term(term: Term) -> str:
     if term.by_module:
         return f"{term.adapter}*…"
-    return term.adapter if term.weight == 1 else f"{term.adapter}*{term.weight:g}"
+    return term.adapter if term.weight == 1 else f"{term.adapter}*{_digits(term.weight)}"
+
+
+def _digits(number: float) -> str:
+    """A number so that the grammar reads the same one: all its digits, no exponent."""
+    return f"{Decimal(repr(number)):f}".removesuffix(".0")
 
 
 def _numbered(method: str, number: str) -> dict[str, Any]:
     name = METHODS[method].number
     if name is None:
         raise RecipeError(f"{method} takes no number; write {method}(…), not {method}-{number}(…)", "model")
-    return {name: float(number) if "." in number else int(number)}
+    try:
+        return {name: float(number) if "." in number else int(number)}
+    except ValueError:  # Python reads no number of so many digits
+        raise RecipeError(f"{name} {number[:12]}… of {method} has {len(number)} digits; use fewer", "model") from None
 
 
 class _Parser:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merging import MergeSpec, Term
-from merging.errors import nearest
+from merging.errors import nearest, shown
 from server.caller import Caller
 from server.catalog import Catalog, Recipe
 from server.composer import Composer
@@ -64,7 +64,7 @@ class Service:
         if lora is not None:
             if not plain:
                 raise RequestError(
-                    f"both a body object lora and model {model!r}; give the recipe once "
+                    f"both a body object lora and model {shown(model)}; give the recipe once "
                     f"(model {self.base_models[0]!r} goes with lora)",
                     "lora",
                 )
@@ -79,7 +79,7 @@ class Service:
             return parse_expression(model, self.default_method)
         if model not in self.catalog.entries or not caller.may_use(model):
             known = [*self.base_models, *(name for names in self.visible(caller) for name in names)]
-            raise UnknownModelError(f"no model, adapter or preset {model!r} here{nearest(model, known)}")
+            raise UnknownModelError(f"no model, adapter or preset {shown(model)} here{nearest(model, known)}")
         return MergeSpec.create("cat", [Term(model)])
 
 

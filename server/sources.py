@@ -1,5 +1,6 @@
 """Where adapters come from: folders of PEFT folders, single folders, and the Hub."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def adapter_folders(settings: Settings) -> Iterator[tuple[str, Path]]:
 
 def _local(name: str, source: str) -> Path:
     """The folder of a single adapter; ORG/REPO is fetched from the Hub unless a folder of that name is there."""
-    path = Path(source).expanduser()
-    if path.is_dir() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises for a user who is not there, and is_dir for a long path
+    if os.path.isdir(path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
         return path
     try:
         return Path(snapshot_download(source, allow_patterns=["adapter_config.json", "adapter_model.safetensors"]))

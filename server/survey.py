@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from merging.peft_folder import read_adapter
+from merging.peft_folder import CONFIG, WEIGHTS, read_adapter
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,15 @@ def survey(folder: Path) -> Survey:
     Raises:
         AdapterError: see read_adapter.
     """
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return _survey(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    try:
+        stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
+    except (OSError, ValueError):  # reading it says what is wrong
+        return _survey.__wrapped__(folder, ())
+    return _survey(folder, tuple((file.st_mtime_ns, file.st_size) for file in stats))
 
 
 @cache
-def _survey(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Survey:
+def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
     adapter = read_adapter(folder)
     modules = adapter.modules
     return Survey(

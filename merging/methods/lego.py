@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from merging.assembly import Mixed
-from merging.errors import RecipeError
+from merging.errors import RecipeError, shown
 from merging.kmeans import kmeans, means
 from merging.methods.rank_options import RankOptions, merged_rank
 from merging.methods.registry import method
@@ -39,9 +39,9 @@ class LegoOptions(RankOptions):
         super().__post_init__()
         for name, top in (("restarts", 64), ("rounds", 300)):
             if not 1 <= getattr(self, name) <= top:
-                raise RecipeError(f"{name}={getattr(self, name)} of lego; use 1 to {top}", name)
+                raise RecipeError(f"{name}={shown(getattr(self, name))} of lego; use 1 to {top}", name)
         if not 0 <= self.seed < 2**63:
-            raise RecipeError(f"seed={self.seed} of lego; use 0 to 2^63 − 1", "seed")
+            raise RecipeError(f"seed={shown(self.seed)} of lego; use 0 to 2^63 − 1", "seed")
 
 
 @method("lego", version=1, options=LegoOptions, rank=merged_rank, number="rank")

@@ -7,13 +7,14 @@ entries the merged adapter is made of.
 
 import dataclasses
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merging.assembly import Assembly
-from merging.errors import RecipeError, nearest
+from merging.errors import RecipeError, nearest, shown
 from merging.pool import Pool
 
 METHODS: dict[str, "Method"] = {}
@@ -51,9 +52,9 @@ class Method:
         for name, value in given.items():
             if name not in fields:
                 hint = nearest(name, fields) if fields else "; it takes none"
-                raise RecipeError(f"{self.name} has no option {name!r}{hint}", "options")
+                raise RecipeError(f"{self.name} has no option {shown(name)}{hint}", "options")
             if not _is_of(value, fields[name]):
-                raise RecipeError(f"{name}={value!r} of {self.name} should be {_describe(fields[name])}", name)
+                raise RecipeError(f"{name}={shown(value)} of {self.name} should be {_describe(fields[name])}", name)
         return self.options(**{name: float(value) if fields[name] is float else value for name, value in given.items()})
 
 
@@ -82,7 +83,7 @@ def _is_of(value: object, hint: Any) -> bool:
     if typing.get_args(hint):
         return any(_is_of(value, arg) for arg in typing.get_args(hint))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 

@@ -146,7 +146,7 @@ def test_a_missing_configuration_is_refused_with_a_remedy(tmp_path):
     (folder / "adapter_config.json").unlink()
     message = refusal(folder)
     assert "adapter_config.json is missing" in message
-    assert REMEDY.search(message.partition("missing;")[2])
+    assert REMEDY.search(message.partition("missing or no file;")[2])
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'["LORA"]', b"null"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from disk_harness import CONFIG, KEYS, MANIFEST, PLENTY, WEIGHTS, adapter_of, filled, is_right
+from reference.weights_file import header_of, with_header
 
 from server import disk_entry
 from server.disk_entry import CorruptEntryError
@@ -119,15 +120,6 @@ def test_what_is_damaged_is_never_served_but_removed_and_written_anew(path: Path
     assert folder.read(KEYS[0]) is None
     assert folder.publish(KEYS[0], adapter_of(KEYS[0])) is not None
     assert all(is_right(key, folder.read(key)) for key in KEYS[:2])
-
-
-def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
-    (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
-
-
-def with_header(header: str, data: bytes) -> bytes:
-    return struct.pack("<Q", len(header)) + header.encode() + data
 
 
 def claim(**fields: Any) -> Callable[[bytes], bytes]:
