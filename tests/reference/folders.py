@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merging import AdapterError, LoraAdapter, load_adapter
+
 PREFIX = "base_model.model."
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 
@@ -29,3 +31,14 @@ def write_folder(folder: Path, config: Mapping[str, Any] | None = None, tensors:
     (folder / "adapter_config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
     save_file(dict(factors() if tensors is None else tensors), folder / "adapter_model.safetensors")
     return folder
+
+
+def read_or_refusal(folder: Path) -> LoraAdapter | str:
+    """The adapter in a folder, or the refusal: one line that names it."""
+    try:
+        return load_adapter(folder)
+    except AdapterError as error:
+        message = str(error)
+    assert message.isprintable()
+    assert message.startswith(f"adapter {folder}: ")
+    return message
