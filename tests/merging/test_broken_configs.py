@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.folders import CONFIG, Q, read_or_refusal, write_folder
+from reference.json_values import json_values
 
 from merging import LoraAdapter, load_adapter
 from merging.peft_folder import _HARMLESS, _VARIANTS
@@ -106,11 +107,7 @@ def test_a_file_cut_anywhere_is_refused(folder):
         assert "copy it again" in read(folder, content[:kept])
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
+values = json_values(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8))
 
 
 @settings(max_examples=200)

@@ -9,6 +9,7 @@ import pytest
 from harness import MODULES, tiny_adapter
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reference.json_values import json_values
 
 from merging import METHODS, LoramixError, MergeSpec, RecipeError, Term, save_adapter
 from server.catalog import Catalog
@@ -27,11 +28,7 @@ numbers = (
     | st.floats()
     | st.sampled_from([10**400, -(10**400), 2**31, 2**63, 2**64, 1e308, 5e-324, -0.0, 10_000, 9999.9999])
 )
-plain = st.recursive(
-    st.none() | st.booleans() | numbers | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
+plain = json_values(st.none() | st.booleans() | numbers | st.text(max_size=8))
 weights = (
     numbers
     | plain
