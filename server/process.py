@@ -1,5 +1,6 @@
 """A server as a child process: started, waited for, asked for its metrics, stopped. For demos, benchmarks and tests."""
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -26,13 +27,13 @@ class ServerProcess:
 
     Args:
         command: what to run; `--port` and a free port are added.
-        log: file that its output goes to.
+        log: file that its output goes to; None for where this process's own goes.
         environment: the whole environment of the process.
         tick: called twice a second while waiting, to show that something goes on.
     """
 
     def __init__(
-        self, command: Sequence[str], log: Path, environment: Mapping[str, str], tick: Callable[[], None] = lambda: None
+        self, command: Sequence[str], log: Path | None, environment: Mapping[str, str], tick: Callable[[], None] = lambda: None
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -44,17 +45,15 @@ class ServerProcess:
         self._tick = tick
 
     def __enter__(self) -> "ServerProcess":
-        with self.log.open("w") as output:
+        with contextlib.nullcontext() if self.log is None else self.log.open("w") as output:
             self._process = subprocess.Popen(self._command, stdout=output, stderr=output, env=self._environment)
         deadline = time.monotonic() + START_SECONDS
         while not self._healthy():
             code = self._process.poll()
             if code is not None or time.monotonic() > deadline:
                 self._process.kill()
-                said = self.log.read_text()[-3000:]
-                raise StartError(
-                    f"the server {'stopped' if code is not None else 'was not up in time'} (see {self.log}):\n{said}"
-                )
+                said = f" (see {self.log}):\n{self.log.read_text()[-3000:]}" if self.log else "; its output says why"
+                raise StartError(f"the server {'stopped' if code is not None else 'was not up in time'}{said}")
             self._tick()
             time.sleep(0.5)
         return self

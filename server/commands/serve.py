@@ -64,6 +64,9 @@ def serve(
             metavar="FILE", envvar="LORAMIX_KEYS_FILE", help="Keys that open this server, and their limits; see SECURITY.md."
         ),
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Servers on this machine behind one address, each with GPUs of its own; needs Ray.")
+    ] = 1,
 ) -> None:
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
@@ -92,6 +95,12 @@ def serve(
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
     ranks, targets = _survey(settings)
+    if replicas > 1:
+        from server.scale.local import run
+        from server.scale.plan import own_words
+
+        run([*own_words(context), *context.args], replicas)
+        return
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch
 

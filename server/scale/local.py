@@ -1,0 +1,52 @@
+"""`loramix serve --replicas N`: Ray and N replicas on this machine, until it is told to stop."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from server.errors import ConfigError
+from server.keys_file import read_keys
+from server.scale.plan import Plan
+
+_APPLICATION = "loramix"
+_STORE_BYTES = 100 * 2**20  # of Ray's object store: requests and pieces of answers pass through it, and do not stay
+
+
+def run(words: Sequence[str], replicas: int) -> None:
+    """Serve with so many replicas.
+
+    Args:
+        words: what follows `loramix serve`.
+
+    Raises:
+        ConfigError: without Ray, or with fewer GPUs than the replicas take.
+    """
+    plan = Plan.read(words)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise ConfigError("--replicas needs Ray: pip install 'loramix[scale]', or start several servers yourself") from error
+    stopped = threading.Event()
+    ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
+            signal.signal(number, lambda *_: stopped.set())
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if 0 < gpus < plan.gpus * replicas:
+            raise ConfigError(f"{replicas} replicas take {plan.gpus * replicas} GPUs, and there are {gpus:g}; use fewer")
+        from server.scale.application import fleet
+
+        serve.start(proxy_location="HeadOnly", http_options={"host": plan.host, "port": plan.port})
+        serve.run(fleet(plan, replicas), name=_APPLICATION)
+        if not read_keys(plan.options["keys_file"]) and plan.host not in ("127.0.0.1", "localhost", "::1"):
+            print("loramix: no keys, and not on loopback: whoever reaches this may use it (--keys-file)", file=sys.stderr)
+        print(f"loramix: {replicas} replicas behind http://{plan.host}:{plan.port}", file=sys.stderr)
+        stopped.wait()
+        serve.delete(_APPLICATION)  # which waits for what is running
+    finally:
+        serve.shutdown()
+        ray.shutdown()

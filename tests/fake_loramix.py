@@ -1,0 +1,108 @@
+"""A server that answers as loramix does, in milliseconds and without a model: for tests of what is in front of many.
+
+    python fake_loramix.py FOLDER … --port N
+
+FOLDER is the disk tier that all share. A completion's text is as many pieces as `max_tokens`, one each hundredth of a second.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+SLOTS = 4
+PIECE_SECONDS = 0.01
+
+
+class Slots:
+    """Merged adapters by name, the least recently used to leave first."""
+
+    def __init__(self, count: int, disk: set[str]) -> None:
+        self._count = count
+        self._disk = disk
+        self._resident: OrderedDict[str, None] = OrderedDict()
+
+    def take(self, name: str) -> str:
+        """Where it was found: `device`, `disk`, or else it is `merged`."""
+        if name in self._resident:
+            self._resident.move_to_end(name)
+            return "device"
+        if len(self._resident) == self._count:
+            self._resident.popitem(last=False)
+        self._resident[name] = None
+        found = "disk" if name in self._disk else "merged"
+        self._disk.add(name)
+        return found
+
+
+class Folder(set[str]):
+    """A set of names that processes share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __contains__(self, name: object) -> bool:
+        return (self._folder / str(name)).exists()
+
+    def add(self, name: str) -> None:
+        (self._folder / name).touch()
+
+
+def app(folder: Path) -> FastAPI:
+    fake = FastAPI()
+    slots, leases = Slots(SLOTS, Folder(folder)), 0
+
+    @fake.get("/health")
+    def health() -> Response:
+        return Response()
+
+    @fake.get("/leases")
+    def count() -> int:
+        return leases
+
+    @fake.get("/echo")
+    def echo(request: Request) -> JSONResponse:
+        return JSONResponse({"headers": request.headers.items(), "query": request.url.query, "client": request.client.host})
+
+    @fake.post("/die")
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @fake.post("/v1/completions")
+    async def complete(request: Request) -> Response:
+        body = await request.json()
+        headers = {"x-loramix-cache": slots.take(body["model"])}
+        if body.get("prompt") == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal leases
+            leases += 1
+            try:
+                for number in range(body["max_tokens"]):
+                    yield f"data: {json.dumps({'choices': [{'text': f' {number}', 'index': 0}]})}\n\n".encode()
+                    await asyncio.sleep(PIECE_SECONDS)
+                yield b"data: [DONE]\n\n"
+            finally:
+                leases -= 1
+
+        if body.get("stream"):
+            return StreamingResponse(pieces(), media_type="text/event-stream", headers=headers)
+        text = b"".join([piece async for piece in pieces()]).decode()
+        return JSONResponse({"choices": [{"text": text}]}, headers=headers)
+
+    return fake
+
+
+if __name__ == "__main__":
+    os.setpgid(0, 0)
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    uvicorn.run(app(Path(sys.argv[1])), port=port, log_level="warning", timeout_graceful_shutdown=5)
