@@ -61,19 +61,19 @@ class ServerProcess:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; `stop` waits for its end."""
-        self._process.send_signal(number)
-
-    def stop(self) -> int:
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Interrupt it, as Ctrl-C does, and return its exit code; once it is gone, only the latter."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(number)
         try:
             return self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; `stop` waits for its end."""
+        self._process.send_signal(number)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels agree; 0 where there is none."""

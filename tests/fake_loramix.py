@@ -8,7 +8,6 @@ FOLDER is the disk tier that all share. A completion's text is as many pieces as
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -56,7 +55,7 @@ class Folder(set[str]):
         (self._folder / name).touch()
 
 
-def app(folder: Path) -> FastAPI:
+def app(folder: Path, port: int) -> FastAPI:
     fake = FastAPI()
     slots, leases = Slots(SLOTS, Folder(folder)), 0
 
@@ -72,16 +71,11 @@ def app(folder: Path) -> FastAPI:
     def echo(request: Request) -> JSONResponse:
         return JSONResponse({"headers": request.headers.items(), "query": request.url.query, "client": request.client.host})
 
-    @fake.post("/die")
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
     @fake.post("/v1/completions")
     async def complete(request: Request) -> Response:
         body = await request.json()
-        headers = {"x-loramix-cache": slots.take(body["model"])}
-        if body.get("prompt") == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
+        mine = {"x-fake-pid": str(os.getpid()), "x-fake-url": f"http://127.0.0.1:{port}"}
+        headers = {"x-loramix-cache": slots.take(body["model"]), **mine}
 
         async def pieces() -> AsyncIterator[bytes]:
             nonlocal leases
@@ -105,4 +99,4 @@ def app(folder: Path) -> FastAPI:
 if __name__ == "__main__":
     os.setpgid(0, 0)
     port = int(sys.argv[sys.argv.index("--port") + 1])
-    uvicorn.run(app(Path(sys.argv[1])), port=port, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.run(app(Path(sys.argv[1]), port), port=port, log_level="warning", timeout_graceful_shutdown=5)

@@ -27,6 +27,7 @@ from server.scale.sessions import Sessions
 _STOP_SECONDS = 30  # for a server to end once its streams have
 _HEALTH_SECONDS = 5
 _STREAMS = 10_000  # that an ingress passes on at a time
+_LOGS = {"log_level": "WARNING", "enable_access_log": False}  # the servers have logs of their own
 _ALL = 1_000  # neighbours that a session may spill over to: as many as there are
 
 
@@ -87,6 +88,7 @@ def fleet(plan: Plan, replicas: int, replica: type[Replica] = Replica) -> serve.
         max_ongoing_requests=plan.running,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus},
         graceful_shutdown_timeout_s=grace,
+        logging_config=_LOGS,
         health_check_period_s=_HEALTH_SECONDS,
         request_router_config=RequestRouterConfig(
             request_router_class=SessionRouter, request_router_kwargs={"num_fallback_replicas": _ALL}
@@ -98,5 +100,6 @@ def fleet(plan: Plan, replicas: int, replica: type[Replica] = Replica) -> serve.
         max_ongoing_requests=_STREAMS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=grace,
+        logging_config=_LOGS,
     )
     return ingress.bind(servers.bind(plan.words), plan.words)

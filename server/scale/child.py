@@ -37,9 +37,10 @@ class Child(ServerProcess):
                 os.killpg(self._process.pid, signal.SIGKILL)  # its engine, which would keep the GPU
             os._exit(1)
 
-    def stop(self) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ray's processes block SIGINT, and so do their children."""
         self._stopping = True
-        return super().stop()
+        return super().stop(number)
 
 
 if __name__ == "__main__":

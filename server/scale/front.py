@@ -107,12 +107,10 @@ class Front:
 
 
 def _asked(scope: Scope, body: bytes) -> Asked:
-    """The request, with the client's address in X-Forwarded-For: replicas share their slots fairly among addresses."""
-    headers = passed_on(scope["headers"])
+    """The request, with the client's address as Ray's proxy knows it: replicas share their slots fairly among addresses."""
+    headers = [pair for pair in passed_on(scope["headers"]) if pair[0] != b"x-forwarded-for"]
     if scope.get("client"):
-        before = [value for name, value in headers if name == b"x-forwarded-for"]
-        headers = [pair for pair in headers if pair[0] != b"x-forwarded-for"]
-        headers.append((b"x-forwarded-for", b", ".join([*before, scope["client"][0].encode()])))
+        headers.append((b"x-forwarded-for", scope["client"][0].encode()))
     query = f"?{scope['query_string'].decode('latin-1')}" if scope.get("query_string") else ""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     return Asked(scope["method"], path.decode("latin-1") + query, headers, body)

@@ -1,9 +1,11 @@
 """`loramix serve --replicas N`: Ray and N replicas on this machine, until it is told to stop."""
 
+import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from server.errors import ConfigError
@@ -12,6 +14,7 @@ from server.scale.plan import Plan
 
 _APPLICATION = "loramix"
 _STORE_BYTES = 100 * 2**20  # of Ray's object store: requests and pieces of answers pass through it, and do not stay
+_LOOK_SECONDS = 0.2
 
 
 def run(words: Sequence[str], replicas: int) -> None:
@@ -31,7 +34,7 @@ def run(words: Sequence[str], replicas: int) -> None:
     except ImportError as error:
         raise ConfigError("--replicas needs Ray: pip install 'loramix[scale]', or start several servers yourself") from error
     stopped = threading.Event()
-    ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES)
+    ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, logging_level=logging.WARNING)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
             signal.signal(number, lambda *_: stopped.set())
@@ -46,7 +49,9 @@ def run(words: Sequence[str], replicas: int) -> None:
             print("loramix: no keys, and not on loopback: whoever reaches this may use it (--keys-file)", file=sys.stderr)
         print(f"loramix: {replicas} replicas behind http://{plan.host}:{plan.port}", file=sys.stderr)
         stopped.wait()
-        serve.delete(_APPLICATION)  # which waits for what is running
+        serve.delete(_APPLICATION, _blocking=False)  # what is running is finished; blocking has a limit of its own
+        while _APPLICATION in serve.status().applications:
+            time.sleep(_LOOK_SECONDS)
     finally:
         serve.shutdown()
         ray.shutdown()
