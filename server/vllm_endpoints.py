@@ -18,6 +18,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
+from starlette.types import ASGIApp
 from vllm.engine.protocol import EngineClient
 
 from merging import AdapterError, LoramixError
@@ -32,6 +33,7 @@ from server.gateway import Gateway
 from server.keys import Keys, refuse_vllms_keys
 from server.metrics import Metrics
 from server.presets import read_presets
+from server.request_id import RequestIds
 from server.routes import models, ready
 from server.service import Service
 from server.sources import adapter_folders
@@ -53,7 +55,12 @@ class LoramixPlugin:
         app.include_router(models.router)
         app.include_router(ready.router)
         app.add_middleware(Gateway)
+        if getattr(getattr(app.state, "args", None), "otlp_traces_endpoint", None):
+            from server.tracing import Tracing  # not imported where there is nothing to trace
+
+            app.add_middleware(Tracing)
         app.add_middleware(Access)  # the last one added is the first that a request meets
+        _put_around(app, RequestIds)
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: argparse.Namespace) -> None:
         """Check every adapter against the engine's model, and open for requests.
@@ -97,6 +104,12 @@ class LoramixPlugin:
             "loramix: %d adapters, %d presets; %d slots of rank %d in %s on %s",
             len(catalog.entries), len(presets), facts.slots, facts.max_rank, facts.dtype, facts.device,
         )  # fmt: skip
+
+
+def _put_around(app: FastAPI, middleware: Callable[[ASGIApp], ASGIApp]) -> None:
+    """Put a middleware around all others, vLLM's own, which are added later, and the one that answers what nobody caught."""
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: middleware(build())  # type: ignore[method-assign]
 
 
 def _check_adapters(settings: Settings, facts: EngineFacts, base_models: tuple[str, ...]) -> Catalog:

@@ -1,19 +1,23 @@
 """`loramix serve` -> vLLM's own server with the right settings."""
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from typing import Any
 
 import uvloop
+from vllm.logging_utils import UvicornAccessLogFilter
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from merging.errors import nearest
 from server.errors import ConfigError
 from server.keys import refuse_vllms_keys
+from server.logs import to_json
 from server.tuning import FOLDER as TUNED
 
 # vLLM's LoRA kernels are built for these ranks.
@@ -35,6 +39,7 @@ def serve(
     options: Sequence[str],
     own_options: Sequence[str],
     adapter_gpu_bytes: int,
+    log_json: bool = False,
 ) -> None:
     """Run vLLM's OpenAI server with loramix in it, until it is told to stop.
 
@@ -44,6 +49,7 @@ def serve(
         options: vLLM's own options, as on its command line.
         own_options: names of loramix's options, to suggest one for a name that neither has.
         adapter_gpu_bytes: of each GPU's memory, to be left to the adapter store.
+        log_json: whether this process logs JSON (see server/logs.py).
 
     Raises:
         ConfigError: for an option that vLLM does not have, or one that loramix sets itself; where no memory is left to vLLM;
@@ -64,7 +70,7 @@ def serve(
         if any(TUNED.glob("*.json")):
             os.environ.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(TUNED))
     entry = import_module(_first("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server"))
-    uvloop.run(entry.run_server(args))
+    uvloop.run(entry.run_server(args, **(_log_json(args) if log_json else {})))
 
 
 def _parse(
@@ -94,6 +100,16 @@ def _parse(
     args.max_cpu_loras = args.max_loras  # loramix owns the slots: what is registered is active
     cli_args.validate_parsed_serve_args(args)
     return args  # type: ignore[no-any-return]
+
+
+def _log_json(args: argparse.Namespace) -> dict[str, Any]:
+    """Have vLLM's options for logs count where our file says how to log; returns options of uvicorn's."""
+    if getattr(args, "log_level", None) is not None:
+        to_json(args.log_level)
+    if args.disable_access_log_for_endpoints:
+        paths = [path.strip() for path in args.disable_access_log_for_endpoints.split(",")]
+        logging.getLogger("uvicorn.access").addFilter(UvicornAccessLogFilter(paths))
+    return {"log_config": None}  # uvicorn's lines go where all others go
 
 
 def _leave_memory(args: argparse.Namespace, adapter_gpu_bytes: int) -> None:
