@@ -41,8 +41,8 @@ class RequestFacts:
 _current: ContextVar[RequestFacts | None] = ContextVar("loramix.request", default=None)
 
 
-def begin(facts: RequestFacts) -> None:
-    """From here on the calling task, and what it starts, is about that request."""
+def begin(facts: RequestFacts | None) -> None:
+    """From here on the calling task or thread, and each task that it starts, is about that request, or about none."""
     _current.set(facts)
 
 
