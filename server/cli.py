@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from merging import LoramixError
-from server import logs
+from server import logs, start_fault
 from server.commands import bench, explain, fit, inspect, merge, serve, tune
 
-logs.join()  # the processes that vLLM starts import this file before anything else
+# The processes that vLLM starts import this file before anything else.
+logs.join()
+start_fault.watch()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -37,6 +36,7 @@ from server.request_id import RequestIds
 from server.routes import models, ready
 from server.service import Service
 from server.sources import adapter_folders
+from server.start_fault import started
 from server.vllm_engine import VllmEngine
 
 logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
@@ -66,7 +66,7 @@ class LoramixPlugin:
         """Check every adapter against the engine's model, and open for requests.
 
         Raises:
-            SystemExit: where the server cannot start as it was told to, after one readable line.
+            SystemExit: where the server cannot start as it was told to, with one readable line.
         """
         assert engine_client is not None, "required_tasks keeps the plugin out of servers without an engine"
         serving = state.openai_serving_models
@@ -88,8 +88,7 @@ class LoramixPlugin:
                 common = statistics.mode(max(entry.ranks.values()) for entry in catalog.entries.values())
                 await engine.warm_up(settings.default_method, common)
         except LoramixError as error:
-            print(f"loramix: cannot start: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            raise SystemExit(f"loramix: cannot start: {error}") from error  # said once the engine has ended
         composer = Composer(
             engine, facts.slots, settings.merge_timeout, Metrics(), settings.merge_queue, settings.cold_merges_per_minute
         )
@@ -98,6 +97,7 @@ class LoramixPlugin:
         state.loramix_keys = keys
         state.loramix_started = int(time.time())
         state.loramix_max_model_len = engine_client.model_config.max_model_len
+        started()
         if not keys and _in_reach(args):
             logger.warning("no keys, and not on loopback: whoever reaches this server may use it (--keys-file, SECURITY.md)")
         logger.info(

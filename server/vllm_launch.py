@@ -18,6 +18,8 @@ from merging.errors import nearest
 from server.errors import ConfigError
 from server.keys import refuse_vllms_keys
 from server.logs import to_json
+from server.preflight import check_port, check_slots
+from server.start_fault import told
 from server.tuning import FOLDER as TUNED
 
 # vLLM's LoRA kernels are built for these ranks.
@@ -53,7 +55,8 @@ def serve(
 
     Raises:
         ConfigError: for an option that vLLM does not have, or one that loramix sets itself; where no memory is left to vLLM;
-            where loramix is on the path, but not installed; where both have keys.
+            where loramix is on the path, but not installed; where both have keys; where it cannot listen; with the reason
+            where vLLM does not come up.
     """
     if not entry_points(group="vllm.endpoint_plugins", name="loramix"):
         raise ConfigError(
@@ -62,15 +65,23 @@ def serve(
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, "loramix"]))
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own command does
+    # What Python's resource tracker has to say once an engine that failed is gone would stand below the reason.
+    said = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, said))
     args = _parse(model, defaults, options, own_options)
     refuse_vllms_keys(args)
+    check_slots(args.max_loras, fewest=2 if current_platform.is_cpu() else 1)
+    if not args.uds:
+        check_port(args.host, args.port)
     _leave_memory(args, adapter_gpu_bytes)
     if current_platform.is_cuda():
         os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")  # LoRA beside the base layer: benchmarks/README.md
         if any(TUNED.glob("*.json")):
             os.environ.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(TUNED))
     entry = import_module(_first("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server"))
-    uvloop.run(entry.run_server(args, **(_log_json(args) if log_json else {})))
+    options_of_uvicorn = _log_json(args) if log_json else {}
+    with told():
+        uvloop.run(entry.run_server(args, **options_of_uvicorn))
 
 
 def _parse(

@@ -16,6 +16,7 @@ from server.config import Settings
 from server.errors import ConfigError
 from server.keys_file import read_keys
 from server.logs import to_json
+from server.preflight import check_cache_dir, check_memory, check_model
 from server.preset_file import names_file, read_preset_file
 from server.sources import adapter_folders
 from server.survey import survey
@@ -94,7 +95,11 @@ def serve(
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
-    read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
+    read_keys(settings.keys_file)  # what is wrong with these is said before the model is loaded
+    check_model(model)
+    check_memory(settings.adapter_host_bytes)
+    if settings.cache_dir is not None:
+        check_cache_dir(settings.cache_dir)
     ranks, targets = _survey(settings)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch
