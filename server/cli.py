@@ -1,5 +1,6 @@
 """The command `loramix`: one file a subcommand under server/commands/."""
 
+import logging
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -31,6 +32,9 @@ def main() -> None:
     try:
         app()
     except LoramixError as error:
+        if logs.is_json():
+            logging.getLogger("vllm.loramix").critical("%s", error)
+            sys.exit(2)
         Console(stderr=True, highlight=False).print(Text("loramix:", "bold red"), str(error), markup=False, soft_wrap=True)
         sys.exit(2)
 

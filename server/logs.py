@@ -34,17 +34,13 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        try:
-            message = record.getMessage()
-        except (TypeError, ValueError):  # arguments that do not fit the text
-            message = f"{record.msg} {record.args}"
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "process": getattr(record, "vllm_process_name", record.processName),
             "pid": record.process,
-            "message": message,
+            "message": _message(record),
         }
         if (facts := current()) is not None:
             line["request_id"] = facts.id
@@ -53,6 +49,16 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _message(record: logging.LogRecord) -> str:
+    args = record.args
+    if record.name == "uvicorn.access" and isinstance(args, tuple) and len(args) == 5:
+        args = (*args[:2], str(args[2]).partition("?")[0], *args[3:])  # the path without its query, which may hold a key
+    try:
+        return str(record.msg) % args if args else str(record.msg)
+    except (TypeError, ValueError):  # arguments that do not fit the text
+        return f"{record.msg} {args}"
 
 
 def _of_access(record: logging.LogRecord) -> dict[str, Any]:
@@ -87,6 +93,11 @@ def to_json(level: str) -> None:
     (folder / "logging.json").write_text(json.dumps(config))
     os.environ[_PLACE] = str(folder / "logging.json")
     logging.config.dictConfig(config)
+
+
+def is_json() -> bool:
+    """Whether this process logs JSON."""
+    return isinstance(sys.stderr, _Printed)
 
 
 def join() -> None:

@@ -25,6 +25,7 @@ from server.tuning import FOLDER as TUNED
 # vLLM's LoRA kernels are built for these ranks.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _WORKER = "server.vllm_worker.LoramixWorker"
+_USAGE = "loramix serve MODEL [options]"  # stands above what is wrong with one; vLLM's own is 300 lines long
 _DRAIN_SECONDS = "30"  # for running requests to end once the server is told to stop
 
 
@@ -88,7 +89,7 @@ def _parse(
     model: str, defaults: Mapping[str, Sequence[str]], options: Sequence[str], own_options: Sequence[str]
 ) -> argparse.Namespace:
     cli_args = import_module(_first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"))
-    parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="loramix serve", add_help=False))
+    parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="loramix serve", usage=_USAGE, add_help=False))
     given = {word.split("=")[0].replace("_", "-") for word in options if word.startswith("--")}
     for owned in ("--worker-extension-cls", "--max-cpu-loras", "--lora-modules"):
         if owned in given:

@@ -64,6 +64,8 @@ ACCESS = ('%s - "%s %s HTTP/%s" %d', "1.2.3.4:5", "POST", "/v1/completions", "1.
 
 def test_lines_of_a_request_have_its_id_and_the_access_line_what_it_asked_for(facts: RequestFacts, catalog: Any) -> None:
     assert shown("x")["request_id"] == "req-1"
+    asked = shown(ACCESS[0], *ACCESS[1:3], "/v1/models?api_key=sk-0123", *ACCESS[4:], name="uvicorn.access")
+    assert asked["message"] == '1.2.3.4:5 - "POST /v1/models HTTP/1.1" 200'  # no query: it may hold a key
     assert "status" not in shown("x")
     assert shown(*ACCESS, name="uvicorn.access")["status"] == 200
     facts.recipe = recipe = catalog.resolve(parse_expression("math+code", "cat"))
@@ -113,6 +115,15 @@ def test_a_process_that_it_starts_logs_json_from_its_first_import_and_the_settin
     assert [line["message"] for line in said[1:]] == ["child", "hello"]
     assert said[0]["message"].startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reason_for_not_starting_is_the_last_line() -> None:
+    code = "import sys; from server.cli import main; sys.argv = ['loramix', 'serve', '/nowhere', '--log-json']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "")
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["level"] == "CRITICAL"
+    assert line["message"].startswith("model /nowhere does not exist")
 
 
 def test_two_ways_to_say_how_to_log_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

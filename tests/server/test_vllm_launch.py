@@ -58,6 +58,15 @@ def test_the_value_of_a_mistyped_option_is_not_shown() -> None:
     assert "sk-" not in str(refused.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_value_that_vllm_cannot_read_is_said_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        vllm_launch._parse("model", {}, ["--max-loras", "abc"], [])
+    assert capsys.readouterr().err.splitlines() == [
+        "usage: loramix serve MODEL [options]", "loramix serve: error: argument --max-loras: invalid int value: 'abc'",
+    ]  # fmt: skip
+
+
 def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM finds its plugins among installed packages, and would serve without loramix."""
     monkeypatch.setattr(vllm_launch, "entry_points", lambda **_: ())
