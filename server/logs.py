@@ -83,15 +83,15 @@ def to_json(level: str) -> None:
     Raises:
         ConfigError: where the environment says otherwise.
     """
-    folder = Path(os.environ.get(_PLACE, "")).parent
-    if _PLACE in os.environ and not folder.name.startswith(_FOLDER):
-        raise ConfigError(f"--log-json does not go with {_PLACE} ({os.environ[_PLACE]}); use one of them")
-    if _PLACE not in os.environ:
-        folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    given = os.environ.get(_PLACE)
+    if given and not _is_ours(Path(given)):
+        raise ConfigError(f"--log-json does not go with {_PLACE} ({given}); use one of them")
+    file = Path(given or tempfile.mkdtemp(prefix=_FOLDER) + "/logging.json")
+    if not given:
+        atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
     config = _config(level)
-    (folder / "logging.json").write_text(json.dumps(config))
-    os.environ[_PLACE] = str(folder / "logging.json")
+    file.write_text(json.dumps(config))
+    os.environ[_PLACE] = str(file)
     logging.config.dictConfig(config)
 
 
@@ -103,8 +103,12 @@ def is_json() -> bool:
 def join() -> None:
     """Log as the server that has started this process does. For its first imports: vLLM says how to log only after them."""
     file = Path(os.environ.get(_PLACE, ""))
-    if file.parent.name.startswith(_FOLDER):
+    if _is_ours(file):
         logging.config.dictConfig(json.loads(file.read_text()))
+
+
+def _is_ours(file: Path) -> bool:
+    return file.parent.name.startswith(_FOLDER)
 
 
 def _config(level: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import uvloop
-from vllm.logging_utils import UvicornAccessLogFilter
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -119,6 +118,8 @@ def _log_json(args: argparse.Namespace) -> dict[str, Any]:
     if getattr(args, "log_level", None) is not None:
         to_json(args.log_level)
     if args.disable_access_log_for_endpoints:
+        from vllm.logging_utils import UvicornAccessLogFilter
+
         paths = [path.strip() for path in args.disable_access_log_for_endpoints.split(",")]
         logging.getLogger("uvicorn.access").addFilter(UvicornAccessLogFilter(paths))
     return {"log_config": None}  # uvicorn's lines go where all others go

@@ -1,5 +1,6 @@
 """Starting vLLM: what it is left with of a GPU's memory beside the adapter store."""
 
+import logging
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -65,6 +66,23 @@ def test_a_value_that_vllm_cannot_read_is_said_in_two_lines(capsys: pytest.Captu
     assert capsys.readouterr().err.splitlines() == [
         "usage: loramix serve MODEL [options]", "loramix serve: error: argument --max-loras: invalid int value: 'abc'",
     ]  # fmt: skip
+
+
+def test_vllms_options_for_logs_count_beside_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[str] = []
+    access = logging.getLogger("uvicorn.access")
+    monkeypatch.setattr(vllm_launch, "to_json", levels.append)
+    monkeypatch.setattr(access, "filters", [])
+    args = Namespace(log_level="DEBUG", disable_access_log_for_endpoints="/health, /metrics")
+    assert vllm_launch._log_json(args) == {"log_config": None}
+    assert levels == ["DEBUG"]
+    lines = {
+        path: access.makeRecord(
+            access.name, logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', ("a", "GET", path, "1.1", 200), None
+        )
+        for path in ("/health", "/metrics?x=1", "/v1/models")
+    }
+    assert [path for path, line in lines.items() if access.filter(line)] == ["/v1/models"]
 
 
 def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
