@@ -158,7 +158,8 @@ class _Lines(io.RawIOBase):
         return self._descriptor
 
     def write(self, data: Any) -> int:
-        *lines, self._rest = (self._rest + bytes(data)).split(b"\n")
+        *lines, rest = (self._rest + bytes(data)).split(b"\n")
+        self._rest = rest[rest[:-1].rfind(b"\r") + 1 :]  # a bar may redraw itself for ever
         for line in lines:
             if text := line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace").strip():
                 self._logger.info("%s", text)

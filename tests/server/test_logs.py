@@ -117,6 +117,17 @@ def test_a_process_that_it_starts_logs_json_from_its_first_import_and_the_settin
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bar_that_redraws_itself_takes_no_memory(caplog: pytest.LogCaptureFixture) -> None:
+    bar = logs._Lines("stderr", 2)
+    with caplog.at_level(logging.INFO, "stderr"):
+        for number in range(1000):
+            bar.write(b"\r%d%%" % number)
+            assert len(bar._rest) < 10
+        bar.write(b"\r")
+        bar.write(b"\n")
+    assert [record.message for record in caplog.records] == ["999%"]
+
+
 def test_the_reason_for_not_starting_is_the_last_line() -> None:
     code = "import sys; from server.cli import main; sys.argv = ['loramix', 'serve', '/nowhere', '--log-json']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
