@@ -95,7 +95,7 @@ def serve(
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
-    read_keys(settings.keys_file)  # what is wrong with these is said before the model is loaded
+    read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
     check_model(model)
     check_memory(settings.adapter_host_bytes)
     if settings.cache_dir is not None:
