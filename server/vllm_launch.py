@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 import uvloop
 from vllm.platforms import current_platform
@@ -24,7 +24,6 @@ from server.tuning import FOLDER as TUNED
 # vLLM's LoRA kernels are built for these ranks.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _WORKER = "server.vllm_worker.LoramixWorker"
-_USAGE = "loramix serve MODEL [options]"  # stands above what is wrong with one; vLLM's own is 300 lines long
 _DRAIN_SECONDS = "30"  # for running requests to end once the server is told to stop
 
 
@@ -54,9 +53,9 @@ def serve(
         log_json: whether this process logs JSON (see server/logs.py).
 
     Raises:
-        ConfigError: for an option that vLLM does not have, or one that loramix sets itself; where no memory is left to vLLM;
-            where loramix is on the path, but not installed; where both have keys; where it cannot listen; with the reason
-            where vLLM does not come up.
+        ConfigError: for an option that vLLM does not have or cannot read, or one that loramix sets itself; where no memory is
+            left to vLLM; where loramix is on the path, but not installed; where both have keys; where it cannot listen; where
+            vLLM does not come up.
     """
     if not entry_points(group="vllm.endpoint_plugins", name="loramix"):
         raise ConfigError(
@@ -84,11 +83,17 @@ def serve(
         uvloop.run(entry.run_server(args, **options_of_uvicorn))
 
 
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+    def error(self, message: str) -> NoReturn:
+        """In one line, without the 300 lines of vLLM's usage."""
+        raise ConfigError(message)
+
+
 def _parse(
     model: str, defaults: Mapping[str, Sequence[str]], options: Sequence[str], own_options: Sequence[str]
 ) -> argparse.Namespace:
     cli_args = import_module(_first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"))
-    parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="loramix serve", usage=_USAGE, add_help=False))
+    parser = cli_args.make_arg_parser(_Parser(prog="loramix serve", add_help=False))
     given = {word.split("=")[0].replace("_", "-") for word in options if word.startswith("--")}
     for owned in ("--worker-extension-cls", "--max-cpu-loras", "--lora-modules"):
         if owned in given:
