@@ -153,7 +153,8 @@ class Composer:
             outcome = _outcome(error)
             self.metrics.merges.labels(method=method, outcome=outcome).inc()
             if outcome in ("error", "oom"):
-                logger.warning("%s could not be merged: %s", entry.recipe.name, error)
+                reason = str(error)  # whoever keeps the record would keep the error's frames as well
+                logger.warning("%s could not be merged: %s", entry.recipe.name, reason)
             raise
         entry.resident, entry.was_done = resident, time.time_ns()
         self.metrics.merges.labels(method=method, outcome="ok").inc()
