@@ -10,8 +10,9 @@ Runs on one event loop and awaits nothing between looking at its state and chang
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from server.catalog import Recipe
@@ -20,6 +21,17 @@ from server.errors import BusyError, OutOfMemoryError, OverloadedError
 from server.metrics import Metrics
 from server.rate import ColdMergeRate
 from server.slots import Entry, Slots
+
+logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
+
+
+@dataclass(frozen=True)
+class Built:
+    """When a build had its slot and when it was done, in ns since the epoch; and its seconds by phase (see Resident)."""
+
+    slot: int
+    done: int
+    seconds: Mapping[str, float]
 
 
 @dataclass
@@ -32,6 +44,7 @@ class Lease:
         tier: where it came from: `device` (it was resident), `disk` (this request waited for it to come from the disk cache) or
             `merged` (this request waited for the merge).
         waited_ms: milliseconds this request waited for the build; 0 for `device`.
+        built: the build that this request waited for; None for `device`.
     """
 
     name: str
@@ -41,6 +54,7 @@ class Lease:
     _client: str
     _composer: "Composer"
     _entry: Entry | None
+    built: Built | None = None
 
     def release(self) -> None:
         if self._entry is not None:
@@ -111,8 +125,10 @@ class Composer:
         except BaseException:
             lease.release()
             raise
-        if entry.resident is not None and entry.resident.disk == "hit":
+        assert entry.resident is not None, "its build has ended well"
+        if entry.resident.disk == "hit":
             lease.tier = "disk"
+        lease.built = Built(entry.had_slot, entry.was_done, entry.resident.seconds)
         lease.waited_ms = (time.perf_counter() - started) * 1e3
         return lease
 
@@ -125,6 +141,7 @@ class Composer:
         method = entry.recipe.spec.method.name
         try:
             victim = await self._slots.take(entry)
+            entry.had_slot = time.time_ns()
             try:
                 resident = await self._engine.build(entry.recipe, victim)
             except BaseException:
@@ -133,9 +150,13 @@ class Composer:
         except BaseException as error:
             if self._entries.get(entry.recipe.key) is entry:  # not dropped
                 del self._entries[entry.recipe.key]
-            self.metrics.merges.labels(method=method, outcome=_outcome(error)).inc()
+            outcome = _outcome(error)
+            self.metrics.merges.labels(method=method, outcome=outcome).inc()
+            if outcome in ("error", "oom"):
+                reason = str(error)  # whoever keeps the record would keep the error's frames as well
+                logger.warning("%s could not be merged: %s", entry.recipe.name, reason)
             raise
-        entry.resident = resident
+        entry.resident, entry.was_done = resident, time.time_ns()
         self.metrics.merges.labels(method=method, outcome="ok").inc()
         self.metrics.add(resident)
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from merging import METHODS
+from merging.errors import nearest
 from merging.spec import MAX_TERMS
 from server.errors import ConfigError
 
@@ -34,6 +36,13 @@ class Settings(BaseSettings):
     cache_disk_gib: float = Field(default=20.0, gt=0, description="Disk space for merged adapters, GiB.")
     keys_file: Path | None = Field(default=None, description="TOML file of the keys that open this server.")
 
+    @field_validator("default_method")
+    @classmethod
+    def _is_a_method(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no merge method of that name{nearest(name, METHODS)}")
+        return name
+
     @classmethod
     def read(cls, **given: Any) -> "Settings":
         """Settings as given, or else as the environment has them.
@@ -46,8 +55,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
+            message = first["msg"].removeprefix("Value error, ").lower()
             raise ConfigError(
-                f"--{name.replace('_', '-')} (LORAMIX_{name.upper()}): {first['msg'].lower()} (got {first['input']!r})"
+                f"--{name.replace('_', '-')} (LORAMIX_{name.upper()}): {message} (got {first['input']!r})"
             ) from error
 
     @property

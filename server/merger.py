@@ -21,6 +21,7 @@ from server.disk_tier import DiskTier, NotCachedError, absent_bytes, copy_of
 from server.job import Job
 from server.reader import SourceFile
 from server.reports import Fault, Report
+from server.request_facts import RequestFacts, begin
 from server.store import AdapterStore
 
 logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
@@ -133,6 +134,7 @@ class Merger:
 
     def _run(self, flight: _Flight) -> None:
         """One merge from beginning to end, on a helper thread. Nothing is raised: nobody would be there to catch it."""
+        begin(None if flight.job["request_id"] is None else RequestFacts(flight.job["request_id"]))
         state: Literal["done", "failed", "dropped"] = "done"
         fault = None
         try:

@@ -24,6 +24,7 @@ class Entry:
     """A recipe that is being built, or resident.
 
     Attributes:
+        had_slot, was_done: when its build had a slot, and when it had ended, in ns since the epoch.
         leases: how many each client has.
         last_used: by the clients that used it last, MAX_USERS at most, the latest at the end.
     """
@@ -31,6 +32,8 @@ class Entry:
     recipe: Recipe
     build: asyncio.Task[None] = field(init=False)
     resident: Resident | None = None
+    had_slot: int = 0
+    was_done: int = 0
     leases: Counter[str] = field(default_factory=Counter)
     last_used: OrderedDict[str, float] = field(default_factory=OrderedDict)
 

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -18,6 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
+from starlette.types import ASGIApp
 from vllm.engine.protocol import EngineClient
 
 from merging import AdapterError, LoramixError
@@ -32,9 +32,11 @@ from server.gateway import Gateway
 from server.keys import Keys, refuse_vllms_keys
 from server.metrics import Metrics
 from server.presets import read_presets
+from server.request_id import RequestIds
 from server.routes import models, ready
 from server.service import Service
 from server.sources import adapter_folders
+from server.start_fault import started
 from server.vllm_engine import VllmEngine
 
 logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
@@ -53,13 +55,18 @@ class LoramixPlugin:
         app.include_router(models.router)
         app.include_router(ready.router)
         app.add_middleware(Gateway)
+        if getattr(getattr(app.state, "args", None), "otlp_traces_endpoint", None):
+            from server.tracing import Tracing  # not imported where there is nothing to trace
+
+            app.add_middleware(Tracing)
         app.add_middleware(Access)  # the last one added is the first that a request meets
+        _put_around(app, RequestIds)
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: argparse.Namespace) -> None:
         """Check every adapter against the engine's model, and open for requests.
 
         Raises:
-            SystemExit: where the server cannot start as it was told to, after one readable line.
+            SystemExit: where the server cannot start as it was told to, with one readable line.
         """
         assert engine_client is not None, "required_tasks keeps the plugin out of servers without an engine"
         serving = state.openai_serving_models
@@ -81,8 +88,7 @@ class LoramixPlugin:
                 common = statistics.mode(max(entry.ranks.values()) for entry in catalog.entries.values())
                 await engine.warm_up(settings.default_method, common)
         except LoramixError as error:
-            print(f"loramix: cannot start: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            raise SystemExit(f"loramix: cannot start: {error}") from error  # said once the engine has ended
         composer = Composer(
             engine, facts.slots, settings.merge_timeout, Metrics(), settings.merge_queue, settings.cold_merges_per_minute
         )
@@ -91,12 +97,19 @@ class LoramixPlugin:
         state.loramix_keys = keys
         state.loramix_started = int(time.time())
         state.loramix_max_model_len = engine_client.model_config.max_model_len
+        started()
         if not keys and _in_reach(args):
             logger.warning("no keys, and not on loopback: whoever reaches this server may use it (--keys-file, SECURITY.md)")
         logger.info(
             "loramix: %d adapters, %d presets; %d slots of rank %d in %s on %s",
             len(catalog.entries), len(presets), facts.slots, facts.max_rank, facts.dtype, facts.device,
         )  # fmt: skip
+
+
+def _put_around(app: FastAPI, middleware: Callable[[ASGIApp], ASGIApp]) -> None:
+    """Put a middleware around all others, vLLM's own, which are added later, and the one that answers what nobody caught."""
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: middleware(build())  # type: ignore[method-assign]
 
 
 def _check_adapters(settings: Settings, facts: EngineFacts, base_models: tuple[str, ...]) -> Catalog:

@@ -18,6 +18,7 @@ from server.errors import ConfigError, OutOfMemoryError
 from server.job import Job
 from server.merger import OUT_OF_MEMORY
 from server.reports import Fault, Report, Reports
+from server.request_facts import current
 
 _MAX_ID = 2**31 - 1  # vLLM's model runners keep LoRA ids in 32 bits
 
@@ -141,6 +142,7 @@ def _job(recipe: Recipe, lora_id: int) -> Job:
         lora_id=lora_id,
         key=recipe.key,
         nbytes=recipe.nbytes,
+        request_id=None if (facts := current()) is None else facts.id,
         method=recipe.spec.method.name,
         options=dataclasses.asdict(recipe.spec.options),
         terms=[

@@ -15,6 +15,8 @@ from merging.spec import MAX_TERMS
 from server.config import Settings
 from server.errors import ConfigError
 from server.keys_file import read_keys
+from server.logs import to_json
+from server.preflight import check_cache_dir, check_memory, check_model
 from server.preset_file import names_file, read_preset_file
 from server.sources import adapter_folders
 from server.survey import survey
@@ -64,6 +66,7 @@ def serve(
             metavar="FILE", envvar="LORAMIX_KEYS_FILE", help="Keys that open this server, and their limits; see SECURITY.md."
         ),
     ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
 ) -> None:
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
@@ -71,6 +74,8 @@ def serve(
     two of the adapters side by side unless told otherwise), --lora-target-modules (those of the adapters unless told
     otherwise), --api-key, --served-model-name, …
     """
+    if log_json:
+        to_json(os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
     settings = Settings.read(
         adapters=[path.resolve() for path in adapters or ()],
         adapter=_pairs("--adapter", adapter),
@@ -91,6 +96,10 @@ def serve(
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
+    check_model(model)
+    check_memory(settings.adapter_host_bytes)
+    if settings.cache_dir is not None:
+        check_cache_dir(settings.cache_dir)
     ranks, targets = _survey(settings)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch
@@ -99,7 +108,7 @@ def serve(
     if targets:
         defaults["--lora-target-modules"] = sorted(targets)
     own_options = [option for parameter in context.command.params for option in parameter.opts]
-    launch(model, defaults, context.args, own_options, settings.adapter_gpu_bytes)
+    launch(model, defaults, context.args, own_options, settings.adapter_gpu_bytes, log_json)
 
 
 def _pairs(option: str, words: list[str] | None) -> dict[str, str]:

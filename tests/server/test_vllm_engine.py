@@ -98,7 +98,7 @@ async def test_a_build_is_begun_once_and_done_when_every_worker_has_reported(ben
     assert victim is None
     source = math.sources[0]
     assert job["terms"] == [("math", 0.5, str(source.path), source.digest, source.nbytes)]
-    assert (job["key"], job["nbytes"]) == (math.key, math.nbytes)
+    assert (job["key"], job["nbytes"], job["request_id"]) == (math.key, math.nbytes, None)
     bench.client.report(0, job["lora_id"])
     await settle()
     assert not building.done()

@@ -135,7 +135,7 @@ def folders(tmp_path: Path) -> dict[int, Path]:
 def jobs(folders: dict[int, Path]) -> dict[int, Job]:
     return {
         lora_id: Job(
-            lora_id=lora_id, key=f"{lora_id:064x}", nbytes=1, method="cat", options={},
+            lora_id=lora_id, key=f"{lora_id:064x}", nbytes=1, method="cat", request_id=None, options={},
             terms=[("it", 1.0, str(folder), load_adapter(folder).digest, 1)],
         )
         for lora_id, folder in folders.items()
