@@ -39,12 +39,21 @@ def survey(folder: Path) -> Survey:
     try:
         stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
     except (OSError, ValueError):  # reading it says what is wrong
-        return _survey.__wrapped__(folder, ())
+        return survey_anew(folder)
     return _survey(folder, tuple((file.st_mtime_ns, file.st_size) for file in stats))
 
 
 @cache
 def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
+    return survey_anew(folder)
+
+
+def survey_anew(folder: Path) -> Survey:
+    """As `survey`, of what lies there now, whatever it said of itself before: times of files can be set back.
+
+    Raises:
+        AdapterError: see read_adapter.
+    """
     adapter = read_adapter(folder)
     modules = adapter.modules
     return Survey(

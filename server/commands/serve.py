@@ -14,6 +14,7 @@ from merging import AdapterError
 from merging.spec import MAX_TERMS
 from server.config import Settings
 from server.errors import ConfigError
+from server.kept import Kept
 from server.keys_file import read_keys
 from server.preset_file import names_file, read_preset_file
 from server.sources import adapter_folders
@@ -58,6 +59,17 @@ def serve(
         typer.Option(metavar="DIR", help="Folder in which merged adapters outlive the server; servers may share it."),
     ] = None,
     cache_disk_gib: Annotated[float, typer.Option(help="Disk space for merged adapters, in GiB.")] = 20.0,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Further folder below which admins may add adapters at run time; repeatable."),
+    ] = None,
+    hub_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="ORG/REPO, or a pattern, that admins may add adapters from; repeatable."),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that keeps the adapters and presets that admins add.")
+    ] = None,
     keys_file: Annotated[
         Path | None,
         typer.Option(
@@ -86,11 +98,15 @@ def serve(
         adapter_gpu_gib=adapter_gpu_gib,
         cache_dir=cache_dir and cache_dir.resolve(),
         cache_disk_gib=cache_disk_gib,
+        adapter_root=[path.resolve() for path in adapter_root or ()],
+        hub_allow=hub_allow or [],
+        state_dir=state_dir and state_dir.resolve(),
         keys_file=keys_file and keys_file.resolve(),
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
+    Kept(settings.state_dir)
     ranks, targets = _survey(settings)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch
