@@ -33,8 +33,8 @@ class Adaptable:
             )
         if unknown:
             raise AdapterError(
-                f"{unknown[0]} and {len(unknown) - 1} more of its modules are none that this model can adapt; train it without, or "
-                "start the server with --lora-target-modules that name them"
+                f"{unknown[0]} and {len(unknown) - 1} more of its modules are none that this model can adapt; train without "
+                "them, or start the server with --lora-target-modules that name them"
             )
         for name, shape in adapter.shapes.items():
             if shape != tuple(self.modules[name]):

@@ -39,16 +39,16 @@ class Allowed:
         """
         real = [Path(os.path.realpath(root / path)) for root in self._roots]
         inside = [folder for folder in real if self._has(folder)]
-        if not inside:
-            raise ForbiddenError(
-                f"{shown(path)} is not below a folder from which adapters may be added; move it below one of --adapters and "
-                "--adapter-root, or start the server with another --adapter-root"
-            )
         folder = next((folder for folder in inside if os.path.isdir(folder)), None)
-        if folder is None:
+        if folder is not None:
+            self.recheck(folder)
+            return folder
+        if real and inside == real:
             raise AdapterError(f"{shown(path)}: no such folder below --adapters and --adapter-root; check the path")
-        self.recheck(folder)
-        return folder
+        raise ForbiddenError(
+            f"{shown(path)} is not below a folder from which adapters may be added; move it below one of --adapters and "
+            "--adapter-root, or start the server with another --adapter-root"
+        )
 
     def recheck(self, folder: Path) -> None:
         """That a folder of `folder`, and its files, still are where they were. Raises ForbiddenError."""

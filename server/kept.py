@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
-from server.errors import ConfigError, StateError
+from server.errors import ConfigError, RequestError, StateError
 from server.preset_file import PresetFile
 
 Kind = Literal["adapters", "presets"]
@@ -68,10 +69,17 @@ class Kept:
             self.presets = _read_all(folder / "presets", PresetFile)
 
     async def write(self, kind: Kind, name: str, content: BaseModel) -> bool:
-        """Keep it, in the place of what had its name; False where nothing is kept. Raises StateError: nothing is changed."""
+        """Keep it, in the place of what had its name; False where nothing is kept.
+
+        Raises:
+            RequestError, StateError: nothing is changed.
+        """
         if self._folder is None:
             return False
-        text = content.model_dump_json(indent=1, exclude_defaults=True) + "\n"
+        try:
+            text = content.model_dump_json(indent=1, exclude_defaults=True) + "\n"
+        except PydanticSerializationError as error:  # JSON can bring what JSON cannot say: too deep, half characters
+            raise RequestError(f"what {name} says of itself cannot be kept as JSON ({error}); send less of it", "fit") from None
         await self._change(_write, self._file(kind, name), text)
         return True
 

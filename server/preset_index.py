@@ -88,8 +88,9 @@ class PresetIndex:
             if name not in self._presets and name not in self.skipped:
                 raise NotFoundError(f"no preset {shown(name)} here; GET /v1/lora/presets lists them")
             await self._kept.remove("presets", name)
-            for names in (self._presets, self.specs, self.skipped):
-                names.pop(name, None)  # type: ignore[attr-defined]
+            self._presets.pop(name, None)
+            self.specs.pop(name, None)
+            self.skipped.pop(name, None)
             self._metrics.presets.set(len(self._presets))
 
     def using(self, adapter: str) -> list[str]:
@@ -101,8 +102,9 @@ class PresetIndex:
         return [name for name, preset in self._presets.items() if preset.made_for.get(adapter, digest) != digest]
 
     def _spec_of(self, recipe: str | LoraObject) -> MergeSpec:
-        parse = parse_expression if isinstance(recipe, str) else parse_object
-        return parse(recipe, self._default_method)
+        if isinstance(recipe, str):
+            return parse_expression(recipe, self._default_method)
+        return parse_object(recipe, self._default_method)
 
     def _refuse_taken(self, name: str) -> None:
         if name in self._catalog.entries or name in self._catalog.reserved:
