@@ -148,9 +148,10 @@ def _remove(file: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Have the names in a folder outlive a crash of the machine."""
+    """Have the names in a folder outlive a crash of the machine, where its disk can do that: the change itself is made."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

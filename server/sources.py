@@ -53,7 +53,10 @@ def hub_folder(name: str, repository: str, revision: str | None = None, *, fetch
     """
     try:
         files = [CONFIG, WEIGHTS]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=not fetch))
+        folder = snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=not fetch)
     except Exception as error:  # those of its HTTP library come through, and each version has another
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AdapterError(f"adapter {name!r}: the Hub did not give {repository} ({reason})") from error
+    if not os.path.isfile(os.path.join(folder, CONFIG)):
+        raise AdapterError(f"adapter {name!r}: {repository} on the Hub has no {CONFIG}; name one that PEFT has pushed")
+    return Path(folder)

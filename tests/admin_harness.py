@@ -1,6 +1,7 @@
 """What the tests of the admin routes share: loramix's middleware and admin routes over a composer with a fake engine."""
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +29,8 @@ COMPLETIONS = "/v1/completions"
 class Site:
     """A server without vLLM, as it is started over a folder; to be entered on an event loop.
 
-    `root/adapters` holds math, code (rank 4) and style (rank 2), which the command line has; `root/more` is an allowed root with
-    nothing in it; `root/outside` holds an adapter that nobody allowed. Adapters are held to their content as the workers do.
+    `root/adapters` holds math, code (rank 4) and style (rank 2), which the command line has; `root/more` is an allowed root
+    with nothing in it; `root/outside` holds an adapter that nobody allowed.
     """
 
     def __init__(self, root: Path, slots: int = 3, hold: bool = False, **settings: Any) -> None:
@@ -97,7 +98,9 @@ class Site:
         return reply.json()
 
     async def post(self, path: str, /, **body: Any) -> httpx.Response:
-        return await self.client.post(f"/v1/lora/{path}", json=body)
+        # Encoded here: httpx refuses what JSON can say and UTF-8 cannot.
+        headers = {"content-type": "application/json"}
+        return await self.client.post(f"/v1/lora/{path}", content=json.dumps(body), headers=headers)
 
     async def delete(self, path: str) -> httpx.Response:
         return await self.client.delete(f"/v1/lora/{path}")

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that are read."""
     folders: list[Path] = []
     survey = wanted.survey_anew
     monkeypatch.setattr(wanted, "survey_anew", lambda folder: (folders.append(folder), survey(folder))[1])
-    yield folders
+    return folders
 
 
 def paths(root: Path) -> dict[str, str]:
@@ -38,9 +38,10 @@ def paths(root: Path) -> dict[str, str]:
     return {
         "absolute": outside, "above": "../outside/secret", "through": "../more/../outside/secret", "not there": "../nothing",
         "the system": "/etc", "root": "/", "beside, with the beginning of a root's name": f"{root}/more-of-it",
-        "above itself": "..", "many": "../" * 40 + outside[1:], "slashes": f"//{outside}", "dots": f"{root}/more/./../outside/secret",
-        "link": "link", "link in a link": "inside/link", "link to above": "up/outside/secret", "absolute link": f"{root}/more/link",
-        "device": "/dev/zero", "process": "/proc/self/cwd",
+        "above itself": "..", "many": "../" * 40 + outside[1:], "slashes": f"//{outside}",
+        "dots": f"{root}/more/./../outside/secret", "link": "link", "link in a link": "inside/link",
+        "link to above": "up/outside/secret", "absolute link": f"{root}/more/link", "device": "/dev/zero",
+        "process": "/proc/self/cwd",
     }  # fmt: skip
 
 
@@ -94,10 +95,11 @@ async def test_a_link_that_is_turned_while_the_adapter_is_read_is_refused(site: 
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("nothing", "no such folder"), ("a\0b", "should match pattern"), ("", "at least 1 character"), ("x" * 5000, "at most 4096"),
-        ("x" * 300, "no such folder"), ("x/" * 2000, "no such folder"), ("~", "no such folder"), ("$HOME", "no such folder"),
-        (".", "adapter_config.json is missing"), ("file", "no such folder"), ("loop", "no such folder"), ("pipe", "no such folder"),
-        ("http://localhost/x", "no such folder"), ("nowhere", "no such folder"),
+        ("nothing", "no such folder"), ("a\0b", "should match pattern"), ("", "at least 1 character"),
+        ("x" * 5000, "at most 4096"), ("x" * 300, "no such folder"), ("x/" * 2000, "no such folder"),
+        ("~", "no such folder"), ("$HOME", "no such folder"),
+        (".", "adapter_config.json is missing"), ("file", "no such folder"), ("loop", "no such folder"),
+        ("pipe", "no such folder"), ("http://localhost/x", "no such folder"), ("nowhere", "no such folder"),
     ],
 )  # fmt: skip
 async def test_what_is_inside_and_no_adapter_is_refused_with_the_reason(site: Site, path: str, says: str) -> None:
@@ -139,9 +141,6 @@ async def test_what_is_deleted_is_looked_up_by_name_alone(site: Site, path: str)
 async def test_a_body_of_the_wrong_form_is_refused_in_one_line(site: Site, body: Any) -> None:
     site.put("new", 5)
     reply = await site.client.post("/v1/lora/adapters", json=body)
-    if body == {"name": "new", "repo": "../.."}:
-        refused(reply, 403)
-        return
     refused(reply, 400)
     assert "\n" not in reply.json()["error"]["message"]
 
