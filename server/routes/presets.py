@@ -19,7 +19,7 @@ class NewPreset(BaseModel):
     """A preset to be added: a name and an expression or body object, or a name and what is in a file of `loramix fit`."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "tutor", "recipe": "lego-16(math+code)"}]}
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "tutor", "recipe": "lego-8(math+code)"}]}
     )
     name: Name
     recipe: Recipe

@@ -17,7 +17,7 @@ def _kind(value: Any) -> str:
 Recipe = Annotated[
     Annotated[_Expression, Tag("expression")] | Annotated[LoraObject, Tag("object")],
     Discriminator(_kind),
-    Field(examples=["lego-16(math*0.7+code)", {"adapters": [{"name": "math"}, {"name": "code", "weight": 0.5}]}]),
+    Field(examples=["lego-8(math*0.7+code)", {"adapters": [{"name": "math"}, {"name": "code", "weight": 0.5}]}]),
 ]
 
 
