@@ -1,6 +1,7 @@
 """What is merged, as those who run the server see it: listed, built ahead and pinned, evicted, and freed with its sources."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 from merging.errors import shown
@@ -48,9 +49,10 @@ class Cache:
         entry = self._composer.entries.get(key)
         return entry is not None and entry.pinned
 
-    def compositions(self, digest: str) -> int:
-        """How many merged adapters with this source are resident."""
-        return sum(entry.resident is not None and _made_of(entry, digest) for entry in self.entries)
+    def compositions(self) -> Counter[str]:
+        """How many merged adapters of each source are resident, by its digest."""
+        resident = (entry.recipe for entry in self.entries if entry.resident is not None)
+        return Counter(digest for recipe in resident for digest in {source.digest for source in recipe.sources})
 
     async def warm(self, recipe: Recipe, client: str, *, pin: bool) -> Lease:
         """Have `recipe` resident, and keep it from giving way if `pin`; returns a lease that has ended, for what it says.
@@ -118,7 +120,7 @@ class Cache:
     def _made_of(self, digest: str) -> Iterator[Entry]:
         """What is resident or being built of a source, dropped builds that have not let go of their slot included."""
         for entry in dict.fromkeys([*self.entries, *self._composer.slots.taken]):
-            if _made_of(entry, digest):
+            if any(source.digest == digest for source in entry.recipe.sources):
                 yield entry
 
     def _check_pins(self, key: str) -> None:
@@ -128,7 +130,3 @@ class Cache:
                 f"{len(pinned)} of {self.slots} slots are pinned, and one has to be left for all else; "
                 "unpin one (DELETE /v1/lora/cache/KEY), or start the server with more --max-loras"
             )
-
-
-def _made_of(entry: Entry, digest: str) -> bool:
-    return any(source.digest == digest for source in entry.recipe.sources)

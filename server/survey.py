@@ -43,17 +43,17 @@ def survey(folder: Path) -> Survey:
     return _survey(folder, tuple((file.st_mtime_ns, file.st_size) for file in stats))
 
 
-@cache
-def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
-    return survey_anew(folder)
-
-
 def survey_anew(folder: Path) -> Survey:
-    """As `survey`, of what lies there now, whatever it said of itself before: times of files can be set back.
+    """As `survey`, of what lies there now: times of files can be set back.
 
     Raises:
-        AdapterError: see read_adapter.
+        AdapterError: see survey.
     """
+    return _survey.__wrapped__(folder, ())
+
+
+@cache
+def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
     adapter = read_adapter(folder)
     modules = adapter.modules
     return Survey(

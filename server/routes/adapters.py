@@ -1,5 +1,6 @@
 """/v1/lora/adapters: the adapters that requests can name, added, replaced and deleted while the server runs."""
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from fastapi import Request, Response
@@ -79,8 +80,9 @@ class AdapterList(BaseModel):
 async def list_adapters(request: Request) -> AdapterList:
     """All adapters, and what each takes up."""
     admin = admin_of(request)
+    compositions = admin.cache.compositions()
     return AdapterList(
-        data=[_card(admin, name) for name in sorted(admin.adapters.all)],
+        data=[_card(admin, name, compositions) for name in sorted(admin.adapters.all)],
         skipped=[Skipped(name=name, reason=reason) for name, reason in sorted(admin.adapters.skipped.items())],
     )
 
@@ -96,7 +98,7 @@ async def add_adapter(request: Request, response: Response, new: NewAdapter) -> 
     outcome = await admin.adapters.add(new.name, Wanted(new.path, new.repo, new.revision))
     if outcome != "added":
         response.status_code = 200
-    return AdapterChange(**_card(admin, new.name).model_dump(), outcome=outcome)
+    return AdapterChange(**_card(admin, new.name, admin.cache.compositions()).model_dump(), outcome=outcome)
 
 
 @router.delete("/adapters/{name}", status_code=204, responses=refusals(404, 409, 503))
@@ -110,12 +112,12 @@ async def delete_adapter(request: Request, name: str) -> None:
     await admin_of(request).adapters.remove(name)
 
 
-def _card(admin: Admin, name: str) -> AdapterCard:
+def _card(admin: Admin, name: str, compositions: Counter[str]) -> AdapterCard:
     entry = admin.adapters.all[name]
     origin = admin.adapters.origins.get(name)
     return AdapterCard(
         name=name, digest=entry.source.digest, rank=entry.rank, modules=len(entry.ranks), bytes=entry.source.nbytes,
         base_model=entry.base_model, path=str(entry.source.path), repo=origin.repo if origin else None,
-        revision=origin.revision if origin else None, compositions=admin.cache.compositions(entry.source.digest),
+        revision=origin.revision if origin else None, compositions=compositions[entry.source.digest],
         given=name in admin.adapters.given, kept=name in admin.adapters.kept,
     )  # fmt: skip

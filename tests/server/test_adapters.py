@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from threading import Event, Semaphore
 from typing import Any
@@ -276,8 +276,10 @@ async def test_of_two_who_add_a_name_at_once_the_last_to_ask_wins(site: Site, mo
     assert listed["new"]["path"].endswith("quick")
 
 
-async def test_others_are_served_while_an_adapter_is_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, begun = Event(), Semaphore(0)
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Semaphore, Event]]:
+    """Readings wait: (released by each that begins, go on)."""
+    begun, go_on = Semaphore(0), Event()
     survey = wanted.survey_anew
 
     def wait(folder: Path) -> Any:
@@ -286,6 +288,34 @@ async def test_others_are_served_while_an_adapter_is_read(site: Site, monkeypatc
         return survey(folder)
 
     monkeypatch.setattr(wanted, "survey_anew", wait)
+    yield begun, go_on
+    go_on.set()
+
+
+async def test_an_addition_goes_on_when_its_client_hangs_up(site: Site, reading: tuple[Semaphore, Event]) -> None:
+    site.put("new", 5)
+    adding = asyncio.create_task(site.post("adapters", name="new", path="new"))
+    await asyncio.sleep(0.1)
+    adding.cancel()
+    reading[1].set()
+    await asyncio.sleep(0.2)
+    assert "new" in await site.names()
+
+
+async def test_a_name_that_a_preset_takes_while_an_adapter_is_read_is_the_presets(
+    site: Site, reading: tuple[Semaphore, Event]
+) -> None:
+    site.put("new", 5)
+    adding = asyncio.create_task(site.post("adapters", name="new", path="new"))
+    await asyncio.sleep(0.1)
+    assert (await site.post("presets", name="new", recipe="math")).status_code == 201
+    reading[1].set()
+    refused(await adding, 409, "'new' is the name of a preset")
+    assert (await site.ask("new")).json()["model"].startswith("math@")
+
+
+async def test_others_are_served_while_an_adapter_is_read(site: Site, reading: tuple[Semaphore, Event]) -> None:
+    begun, go_on = reading
     for name in "abcd":
         site.put(name, ord(name))
     adding = [asyncio.create_task(site.post("adapters", name=name, path=name)) for name in "abcd"]
