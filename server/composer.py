@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from server.catalog import Recipe
-from server.engine import Engine
+from server.engine import Engine, Resident
 from server.errors import BusyError, OutOfMemoryError, OverloadedError
 from server.metrics import Metrics
 from server.rate import ColdMergeRate
@@ -73,6 +73,9 @@ class Composer:
         longest_line: builds that wait for a slot at most.
         builds_per_minute: that each client may begin; None for no limit.
         clock: seconds, monotonic.
+
+    Attributes:
+        retired: digests of source adapters that have lost their name; of them nothing new is merged.
     """
 
     def __init__(
@@ -88,9 +91,19 @@ class Composer:
         self._engine = engine
         self._timeout = timeout
         self.metrics = metrics
+        self.retired: set[str] = set()
         self._entries: dict[str, Entry] = {}
         self._slots = Slots(slots, longest_line, metrics, self._forget, clock)
         self._rate = ColdMergeRate(builds_per_minute, clock) if builds_per_minute is not None else None
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """What is resident or being built, by content key."""
+        return self._entries
+
+    @property
+    def slots(self) -> Slots:
+        return self._slots
 
     async def ensure(self, recipe: Recipe, client: str) -> Lease:
         """A lease of `recipe` for `client`, built if it is not resident.
@@ -102,6 +115,8 @@ class Composer:
             BusyError: when the wait is over before the build.
             LoramixError: what the build raised; the next request for the key tries again.
         """
+        if not self.retired.isdisjoint(source.digest for source in recipe.sources):  # since the recipe was looked up
+            raise BusyError(f"an adapter of {recipe.name} has just been replaced or deleted; try again")
         entry = self._entries.get(recipe.key)
         hit = entry is not None and entry.resident is not None
         self.metrics.cache_requests.labels(tier="device", result="hit" if hit else "miss").inc()
@@ -131,6 +146,20 @@ class Composer:
         lease.built = Built(entry.had_slot, entry.was_done, entry.resident.seconds)
         lease.waited_ms = (time.perf_counter() - started) * 1e3
         return lease
+
+    async def evict(self, entry: Entry) -> None:
+        """Take out of its slot, pinned or not, what is resident and not leased."""
+        resident = entry.resident
+        assert resident is not None, "it is resident"
+        assert not entry.leases, "nobody uses it"
+        self._forget(entry)
+        entry.resident = None  # nobody can be given its slot before the engine has let go of it
+        left: Resident | None = resident
+        try:
+            await self._engine.evict(resident)
+            left = None
+        finally:
+            self._slots.put_back(entry, left)
 
     async def settled(self) -> None:
         """Returns once no build is under way, nor waits for a slot."""

@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     adapter_gpu_gib: float = Field(default=2.0, gt=0, description="GPU memory for source adapters, GiB on each GPU.")
     cache_dir: Path | None = Field(default=None, description="Folder in which merged adapters outlive the server.")
     cache_disk_gib: float = Field(default=20.0, gt=0, description="Disk space for merged adapters, GiB.")
+    adapter_root: list[Path] = Field(default_factory=list, description="More folders below which admins may add adapters.")
+    hub_allow: list[str] = Field(default_factory=list, description="Patterns of ORG/REPO from which admins may add adapters.")
+    state_dir: Path | None = Field(default=None, description="Folder of the adapters and presets that admins added.")
     keys_file: Path | None = Field(default=None, description="TOML file of the keys that open this server.")
 
     @field_validator("default_method")

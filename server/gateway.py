@@ -14,13 +14,14 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path  # as the router sees a path: without --root-path
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from merging import LoramixError
+from server.body import read_body
 from server.caller import caller_of
 from server.composer import Lease
-from server.errors import DrainingError, RequestError, TooLargeError, body_of, headers_of, refusal_of, status_of
+from server.errors import DrainingError, RequestError, body_of, headers_of, refusal_of, status_of
 from server.request_id import facts_of
 from server.service import Service
 
@@ -48,7 +49,7 @@ class Gateway:
         try:
             if service.draining.is_set():
                 raise DrainingError("this server is being shut down and takes nothing new; ask another, or try again shortly")
-            body = await _read(scope, receive, service.max_body_bytes)
+            body = await read_body(scope, receive, service.max_body_bytes)
             if body is None:
                 return  # the client left before it had sent everything
             facts.read = time.time_ns()
@@ -97,23 +98,6 @@ async def _unless(gone: asyncio.Task[Message], ensure: Coroutine[Any, Any, Lease
 
 async def _next(receive: Receive) -> Message:
     return await receive()
-
-
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body, or None where the client left. Raises TooLargeError once it is known to be over `limit` bytes."""
-    announced = Headers(scope=scope).get("content-length", "")
-    body, more = bytearray(), True
-    too_large = announced.isdecimal() and int(announced[:18]) > limit  # 18 digits are over any limit
-    while more and not too_large:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        too_large = len(body) > limit
-    if too_large:
-        raise TooLargeError(f"the body is over {limit / 2**20:g} MiB; send less, or raise this server's --max-body-mib")
-    return bytes(body)
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:

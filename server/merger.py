@@ -113,6 +113,11 @@ class Merger:
         if self._disk is not None:
             self._disk.leave(lora_id)
 
+    def forget(self, digests: list[str]) -> dict[str, int]:
+        """Free the memory of adapters that nobody will ask for; returns what all others take up, by tier."""
+        self._store.forget(digests)
+        return self._store.used_bytes()
+
     def rebuild(self, lora_id: int) -> LoraAdapter | None:
         """Merge a job of the past again, here and now, into memory of its own; None if it is not remembered."""
         job = self._jobs.get(lora_id)

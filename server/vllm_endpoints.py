@@ -22,6 +22,7 @@ from vllm.engine.protocol import EngineClient
 
 from merging import AdapterError, LoramixError
 from server.access import Access
+from server.admin import Admin
 from server.catalog import Catalog
 from server.composer import Composer
 from server.config import Settings
@@ -31,9 +32,8 @@ from server.errors import ConfigError
 from server.gateway import Gateway
 from server.keys import Keys, refuse_vllms_keys
 from server.metrics import Metrics
-from server.presets import read_presets
 from server.request_id import RequestIds
-from server.routes import models, ready
+from server.routes import adapters, cache, models, presets, ready, warm
 from server.service import Service
 from server.sources import adapter_folders
 from server.start_fault import started
@@ -52,8 +52,8 @@ class LoramixPlugin:
         """Add access, the gateway and the routes; vLLM's own list of models gives way to ours."""
         ours = {route.path for route in models.router.routes}  # type: ignore[attr-defined]
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
-        app.include_router(models.router)
-        app.include_router(ready.router)
+        for routes in (models, ready, adapters, cache, warm, presets):
+            app.include_router(routes.router)
         app.add_middleware(Gateway)
         if getattr(getattr(app.state, "args", None), "otlp_traces_endpoint", None):
             from server.tracing import Tracing  # not imported where there is nothing to trace
@@ -83,16 +83,18 @@ class LoramixPlugin:
                 settings.adapter_host_bytes, settings.adapter_gpu_bytes, settings.cache_dir, settings.cache_disk_bytes
             )
             catalog = _check_adapters(settings, facts, base_models)
-            presets = read_presets(settings.presets, catalog, settings.default_method)
+            composer = Composer(
+                engine, facts.slots, settings.merge_timeout, Metrics(), settings.merge_queue, settings.cold_merges_per_minute
+            )
+            admin = Admin.open(settings, catalog, composer, engine)
             if catalog.entries:
                 common = statistics.mode(max(entry.ranks.values()) for entry in catalog.entries.values())
                 await engine.warm_up(settings.default_method, common)
         except LoramixError as error:
             raise SystemExit(f"loramix: cannot start: {error}") from error  # said once the engine has ended
-        composer = Composer(
-            engine, facts.slots, settings.merge_timeout, Metrics(), settings.merge_queue, settings.cold_merges_per_minute
-        )
-        state.loramix = Service(base_models, catalog, presets, composer, settings.default_method, settings.max_body_bytes)
+        specs = admin.presets.specs
+        state.loramix = Service(base_models, catalog, specs, composer, settings.default_method, settings.max_body_bytes)
+        state.loramix_admin = admin
         _before_shutdown(engine_client, state.loramix.drain, settings.merge_timeout)
         state.loramix_keys = keys
         state.loramix_started = int(time.time())
@@ -102,7 +104,7 @@ class LoramixPlugin:
             logger.warning("no keys, and not on loopback: whoever reaches this server may use it (--keys-file, SECURITY.md)")
         logger.info(
             "loramix: %d adapters, %d presets; %d slots of rank %d in %s on %s",
-            len(catalog.entries), len(presets), facts.slots, facts.max_rank, facts.dtype, facts.device,
+            len(catalog.entries), len(specs), facts.slots, facts.max_rank, facts.dtype, facts.device,
         )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,14 @@ class VllmEngine:
             raise
         self._requests[recipe.name] = LoRARequest(recipe.name, lora_id, f"loramix/{recipe.key}")
         return resident
+
+    async def evict(self, resident: Resident) -> None:
+        self._close(resident)
+        await self._free(resident.lora_id)
+
+    async def forget(self, digests: Collection[str]) -> Mapping[str, int]:
+        used_bytes, *_ = await self._call("loramix_forget", list(digests))
+        return used_bytes  # type: ignore[no-any-return]
 
     async def _merge(self, recipe: Recipe, lora_id: int, victim: Resident | None) -> Resident:
         """Merge into a slot, which is free again where this raises: every worker has let go of it by then."""

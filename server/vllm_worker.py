@@ -119,6 +119,10 @@ class LoramixWorker:
         self.loramix_owned.discard(lora_id)
         self.loramix_slots.free(lora_id)
 
+    def loramix_forget(self, digests: list[str]) -> dict[str, int]:
+        """Free the memory of source adapters, at once: it is bookkeeping alone. Returns what the others take up, by tier."""
+        return self.loramix_merger.forget(digests)
+
     def loramix_load(self, request: LoRARequest) -> LoRAModel:
         """In the place of vLLM's `_load_adapter`, which reads a folder inside the engine step.
 

@@ -14,6 +14,7 @@ from merging import AdapterError
 from merging.spec import MAX_TERMS
 from server.config import Settings
 from server.errors import ConfigError
+from server.kept import Kept
 from server.keys_file import read_keys
 from server.logs import to_json
 from server.preflight import check_cache_dir, check_memory, check_model
@@ -60,6 +61,17 @@ def serve(
         typer.Option(metavar="DIR", help="Folder in which merged adapters outlive the server; servers may share it."),
     ] = None,
     cache_disk_gib: Annotated[float, typer.Option(help="Disk space for merged adapters, in GiB.")] = 20.0,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Further folder below which admins may add adapters at run time; repeatable."),
+    ] = None,
+    hub_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="ORG/REPO, or a pattern, that admins may add adapters from; repeatable."),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that keeps the adapters and presets that admins add.")
+    ] = None,
     keys_file: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +103,9 @@ def serve(
         adapter_gpu_gib=adapter_gpu_gib,
         cache_dir=cache_dir and cache_dir.resolve(),
         cache_disk_gib=cache_disk_gib,
+        adapter_root=[path.resolve() for path in adapter_root or ()],
+        hub_allow=hub_allow or [],
+        state_dir=state_dir and state_dir.resolve(),
         keys_file=keys_file and keys_file.resolve(),
     )
     for name, value in settings.model_dump(mode="json").items():
@@ -100,6 +115,7 @@ def serve(
     check_memory(settings.adapter_host_bytes)
     if settings.cache_dir is not None:
         check_cache_dir(settings.cache_dir)
+    Kept(settings.state_dir)
     ranks, targets = _survey(settings)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch

@@ -302,6 +302,18 @@ def test_what_was_never_merged_cannot_be_loaded(bench: Bench) -> None:
         bench.step(9)
 
 
+def test_a_forgotten_source_frees_its_memory_and_what_was_merged_of_it_stays(bench: Bench, jobs: dict[int, Job]) -> None:
+    for lora_id in (1, 2):
+        bench.build(jobs[lora_id])
+    both = bench.worker.loramix_forget([])
+    digest = jobs[1]["terms"][0][3]
+    assert bench.worker.loramix_forget([digest]) == {"host": both["host"] // 2}
+    assert bench.serves(1, tiny_adapter(4, 1))
+    bench.worker.loramix_evict(1)
+    assert bench.manager.lora_index_to_id == [None, 2, None]
+    assert bench.build(jobs[1])["tiers"] == {"disk": 1}
+
+
 def test_warming_up_leaves_no_trace(bench: Bench, jobs: dict[int, Job]) -> None:
     bench.worker.loramix_warm_up("cat", 4)
     bench.build(jobs[1])
