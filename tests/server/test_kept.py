@@ -73,7 +73,9 @@ async def test_the_command_line_wins_over_what_was_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed", "broken", "link to outside", "root not allowed any more"])
-async def test_what_is_not_there_or_not_the_same_any_more_is_left_out_with_the_reason(tmp_path: Path, damage: str) -> None:
+async def test_what_is_not_there_or_not_the_same_any_more_is_left_out_with_the_reason(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await added(tmp_path)
     folder, settings = tmp_path / "more" / "new", {}
     says = {"gone": "no such folder", "changed": "another adapter than the one that was added", "broken": "truncated"}
@@ -95,6 +97,7 @@ async def test_what_is_not_there_or_not_the_same_any_more_is_left_out_with_the_r
         (skipped,) = (await site.get("adapters"))["skipped"]
         assert skipped["name"] == "new"
         assert says.get(damage, "--adapter-root") in skipped["reason"]
+        assert f"adapter new, which was kept, is left out: {skipped['reason']}" in caplog.messages
         (skipped,) = (await site.get("presets"))["skipped"]
         assert (skipped["name"], "no adapter 'new'" in skipped["reason"]) == ("tutor", True)
         if damage == "gone":
