@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from merging.errors import shown
 from server.catalog import Recipe
-from server.composer import Composer, Lease
+from server.composer import Composer
 from server.engine import Engine
 from server.errors import ConflictError, NotFoundError
+from server.lease import Lease
 from server.slots import Entry
 
 

@@ -13,53 +13,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 from server.catalog import Recipe
 from server.engine import Engine, Resident
 from server.errors import BusyError, OutOfMemoryError, OverloadedError
+from server.lease import Built, Lease
 from server.metrics import Metrics
 from server.rate import ColdMergeRate
 from server.slots import Entry, Slots
 
 logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
-
-
-@dataclass(frozen=True)
-class Built:
-    """When a build had its slot and when it was done, in ns since the epoch; and its seconds by phase (see Resident)."""
-
-    slot: int
-    done: int
-    seconds: Mapping[str, float]
-
-
-@dataclass
-class Lease:
-    """The right to use a resident adapter until `release`; releasing twice does no harm.
-
-    Attributes:
-        name: what to call it in the engine.
-        key: its content key.
-        tier: where it came from: `device` (it was resident), `disk` (this request waited for it to come from the disk cache) or
-            `merged` (this request waited for the merge).
-        waited_ms: milliseconds this request waited for the build; 0 for `device`.
-        built: the build that this request waited for; None for `device`.
-    """
-
-    name: str
-    key: str
-    tier: str
-    waited_ms: float
-    _client: str
-    _composer: "Composer"
-    _entry: Entry | None
-    built: Built | None = None
-
-    def release(self) -> None:
-        if self._entry is not None:
-            entry, self._entry = self._entry, None
-            self._composer._release(entry, self._client)
 
 
 class Composer:
@@ -127,7 +91,8 @@ class Composer:
             entry.build = asyncio.create_task(self._build(entry))
         self._slots.lease(entry, client)
         self.metrics.leases.inc()
-        lease = Lease(entry.recipe.name, recipe.key, "device" if hit else "merged", 0.0, client, self, entry)
+        end = partial(self._release, entry, client)
+        lease = Lease(entry.recipe.name, recipe.key, "device" if hit else "merged", 0.0, end)
         if hit:
             return lease
         started = time.perf_counter()

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from merging import LoramixError
 from server.body import read_body
 from server.caller import caller_of
-from server.composer import Lease
 from server.errors import DrainingError, RequestError, body_of, headers_of, refusal_of, status_of
+from server.lease import Lease
 from server.request_id import facts_of
 from server.service import Service
 
@@ -89,11 +89,21 @@ class Gateway:
 async def _unless(gone: asyncio.Task[Message], ensure: Coroutine[Any, Any, Lease]) -> Lease | None:
     """The lease, or None (and the wait cancelled) where the client leaves first."""
     task = asyncio.create_task(ensure)
-    await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:  # the server ends this request, and nobody is left to take the lease
+        task.add_done_callback(_give_back)
+        task.cancel()
+        raise
     if not task.done():
         task.cancel()
         await asyncio.wait((task,))
     return None if task.cancelled() else task.result()
+
+
+def _give_back(ended: asyncio.Task[Lease]) -> None:
+    if not ended.cancelled() and ended.exception() is None:
+        ended.result().release()
 
 
 async def _next(receive: Receive) -> Message:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # every process that writes a log line imports this file
     from merging import LoramixError
     from server.catalog import Recipe
-    from server.composer import Lease
+    from server.lease import Lease
 
 
 @dataclass

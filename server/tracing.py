@@ -21,8 +21,8 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.composer import Built
 from server.gateway import GENERATING
+from server.lease import Built
 from server.request_facts import RequestFacts
 from server.request_id import facts_of, set_header
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from server import logs
-from server.composer import Lease
 from server.errors import ConfigError, UnknownModelError
 from server.grammar import parse_expression
+from server.lease import Lease
 from server.request_facts import RequestFacts, begin
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_lines_of_a_request_have_its_id_and_the_access_line_what_it_asked_for(fa
     assert "status" not in shown("x")
     assert shown(*ACCESS, name="uvicorn.access")["status"] == 200
     facts.recipe = recipe = catalog.resolve(parse_expression("math+code", "cat"))
-    facts.lease = Lease(recipe.name, recipe.key, "merged", 12.345, "client", None, None)  # type: ignore[arg-type]
+    facts.lease = Lease(recipe.name, recipe.key, "merged", 12.345, end=lambda: None)
     line = shown(*ACCESS, name="uvicorn.access")
     assert (line["recipe"], line["key"], line["cache"], line["wait_ms"]) == (recipe.name, recipe.key, "merged", 12.3)
     facts.error = UnknownModelError("no adapter of that long secret name")
