@@ -7,6 +7,7 @@ A body over the server's limit is refused as soon as that is known, and every re
 
 import asyncio
 import json
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from merging import LoramixError
 from server.body import read_body
 from server.caller import caller_of
-from server.composer import Lease
 from server.errors import DrainingError, RequestError, body_of, headers_of, refusal_of, status_of
+from server.lease import Lease
+from server.request_id import facts_of
 from server.service import Service
 
 # What vLLM serves for text generation; and the routes that only read text, for which no adapter need be merged.
@@ -42,6 +44,7 @@ class Gateway:
             return
         service: Service = scope["app"].state.loramix
         caller = caller_of(scope)
+        facts = facts_of(scope)
         lease, gone = None, None
         try:
             if service.draining.is_set():
@@ -49,9 +52,12 @@ class Gateway:
             body = await read_body(scope, receive, service.max_body_bytes)
             if body is None:
                 return  # the client left before it had sent everything
+            facts.read = time.time_ns()
             with _too_deep_is_refused():
                 payload = _parsed(body)
-                recipe = None if payload is None else service.recipe_of(payload, caller)
+                facts_of(scope, payload)
+                recipe = facts.recipe = None if payload is None else service.recipe_of(payload, caller)
+            facts.parsed = time.time_ns()
             if payload is None or recipe is None:
                 await self.app(scope, _replay(body, receive), send)
                 return
@@ -63,12 +69,13 @@ class Gateway:
             if payload.get("background"):
                 raise RequestError("background responses outlive their adapter's lease; send background: false", "background")
             gone = asyncio.create_task(_next(receive))  # the next message can only be that the client left
-            lease = await _unless(gone, service.composer.ensure(recipe, caller.name))
+            lease = facts.lease = await _unless(gone, service.composer.ensure(recipe, caller.name))
             if lease is None:
                 return
             payload["model"] = lease.name
             await self.app(scope, _replay(_encoded(payload), receive, gone), _with_headers(send, lease))
         except LoramixError as error:
+            facts.error = error
             if (reason := refusal_of(error)) is not None:
                 service.composer.metrics.refused.labels(reason=reason).inc()
             await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
@@ -82,11 +89,21 @@ class Gateway:
 async def _unless(gone: asyncio.Task[Message], ensure: Coroutine[Any, Any, Lease]) -> Lease | None:
     """The lease, or None (and the wait cancelled) where the client leaves first."""
     task = asyncio.create_task(ensure)
-    await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:  # the server ends this request, and nobody is left to take the lease
+        task.add_done_callback(_give_back)
+        task.cancel()
+        raise
     if not task.done():
         task.cancel()
         await asyncio.wait((task,))
     return None if task.cancelled() else task.result()
+
+
+def _give_back(ended: asyncio.Task[Lease]) -> None:
+    if not ended.cancelled() and ended.exception() is None:
+        ended.result().release()
 
 
 async def _next(receive: Receive) -> Message:
