@@ -95,6 +95,8 @@ class LoramixPlugin:
         specs = admin.presets.specs
         state.loramix = Service(base_models, catalog, specs, composer, settings.default_method, settings.max_body_bytes)
         state.loramix_admin = admin
+        if settings.state_dir is not None:
+            state.loramix_watch = asyncio.create_task(admin.watch.run())
         _before_shutdown(engine_client, state.loramix.drain, settings.merge_timeout)
         state.loramix_keys = keys
         state.loramix_started = int(time.time())

@@ -26,6 +26,7 @@ from server.scale.sessions import Sessions
 
 _STOP_SECONDS = 30  # for a server to end once its streams have
 _HEALTH_SECONDS = 5
+_STARTS = 3  # that may fail, of all replicas together, before the application counts as failed
 _STREAMS = 10_000  # that an ingress passes on at a time
 _LOGS = {"log_level": "WARNING", "enable_access_log": False}  # the servers have logs of their own
 _ALL = 1_000  # neighbours that a session may spill over to: as many as there are
@@ -90,6 +91,7 @@ def fleet(plan: Plan, replicas: int, replica: type[Replica] = Replica) -> serve.
         graceful_shutdown_timeout_s=grace,
         logging_config=_LOGS,
         health_check_period_s=_HEALTH_SECONDS,
+        max_constructor_retry_count=_STARTS,
         request_router_config=RequestRouterConfig(
             request_router_class=SessionRouter, request_router_kwargs={"num_fallback_replicas": _ALL}
         ),

@@ -44,7 +44,10 @@ def run(words: Sequence[str], replicas: int) -> None:
         from server.scale.application import fleet
 
         serve.start(proxy_location="HeadOnly", http_options={"host": plan.host, "port": plan.port})
-        serve.run(fleet(plan, replicas), name=_APPLICATION)
+        try:
+            serve.run(fleet(plan, replicas), name=_APPLICATION)
+        except RuntimeError as error:
+            raise ConfigError(f"the replicas did not come up; what they said stands above ({error})") from error
         if not read_keys(plan.options["keys_file"]) and plan.host not in ("127.0.0.1", "localhost", "::1"):
             print("loramix: no keys, and not on loopback: whoever reaches this may use it (--keys-file)", file=sys.stderr)
         print(f"loramix: {replicas} replicas behind http://{plan.host}:{plan.port}", file=sys.stderr)
