@@ -67,6 +67,12 @@ def app(folder: Path, port: int) -> FastAPI:
     def count() -> int:
         return leases
 
+    @fake.get("/metrics")
+    def metrics(request: Request) -> Response:
+        if request.headers.get("authorization") == "Bearer unknown":
+            return Response("not for you", 401, {"www-authenticate": "Bearer"})
+        return Response(f'# HELP fake_leases Streams.\n# TYPE fake_leases gauge\nfake_leases{{kind="x"}} {leases}\n')
+
     @fake.get("/echo")
     def echo(request: Request) -> JSONResponse:
         return JSONResponse({"headers": request.headers.items(), "query": request.url.query, "client": request.client.host})

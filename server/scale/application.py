@@ -5,10 +5,12 @@ A cluster's configuration file names `server.scale.application:application`; see
 
 from collections.abc import Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import cast
 
 import aiohttp
 import ray
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.exceptions import RayActorError
@@ -16,9 +18,13 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 
-from server.scale.front import Answer, Asked, Front, Head, ReplicaLostError
+from server.scale.figures import one_page
+from server.scale.front import Answer, Asked, Front, Head, ReplicaLostError, asked_of
 from server.scale.plan import Plan
 from server.scale.replica import Replica
 from server.scale.router import SessionRouter
@@ -26,6 +32,7 @@ from server.scale.sessions import Sessions
 
 _STOP_SECONDS = 30  # for a server to end once its streams have
 _HEALTH_SECONDS = 5
+_SCRAPE_SECONDS = 10
 _STARTS = 3  # that may fail, of all replicas together, before the application counts as failed
 _STREAMS = 10_000  # that an ingress passes on at a time
 _LOGS = {"log_level": "WARNING", "enable_access_log": False}  # the servers have logs of their own
@@ -49,7 +56,22 @@ class Ingress:
         sessions = Sessions(plan.base_models, plan.options["default_method"], presets)
         limit = int(plan.options["max_body_mib"] * 2**20)
         front = Front(partial(ask, replicas.options(method_name="forward", stream=True)), sessions, limit)
-        self._app = Starlette(routes=[Mount("/", front)])
+        self._replicas = replicas
+        self._app = Starlette(routes=[Route("/metrics", self._metrics), Mount("/", front)])
+
+    async def _metrics(self, request: Request) -> Response:
+        """Those of every replica; or what a replica says to who may not see them."""
+        asked = asked_of(request.scope, b"")
+        everyone = self._replicas.broadcast("whole", asked)
+        pages = {}
+        for answer in await everyone.results_async(timeout_s=_SCRAPE_SECONDS, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                continue  # it has ended meanwhile
+            name, head, body = answer
+            if head.status != HTTPStatus.OK:
+                return Response(body, head.status, Headers(raw=head.headers))
+            pages[name] = body.decode()
+        return Response(one_page(pages), media_type=CONTENT_TYPE_LATEST)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._app

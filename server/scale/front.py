@@ -77,7 +77,7 @@ class Front:
             generating = scope["method"] == "POST" and scope["path"] in GENERATING | READING
             session = self._sessions.of(body) if generating else NONE
             attempts = _ATTEMPTS if generating or scope["method"] in ("GET", "HEAD") else 1
-            head, first, rest = await self._begun(_asked(scope, body), session, attempts)
+            head, first, rest = await self._begun(asked_of(scope, body), session, attempts)
         except LoramixError as error:
             await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
             return
@@ -106,7 +106,7 @@ class Front:
                     raise
 
 
-def _asked(scope: Scope, body: bytes) -> Asked:
+def asked_of(scope: Scope, body: bytes) -> Asked:
     """The request, with the client's address as Ray's proxy knows it: replicas share their slots fairly among addresses."""
     headers = [pair for pair in passed_on(scope["headers"]) if pair[0] != b"x-forwarded-for"]
     if scope.get("client"):

@@ -62,6 +62,12 @@ class Replica:
             await asyncio.sleep(_END_SECONDS)
             raise
 
+    async def whole(self, asked: Asked) -> tuple[str, Head, bytes]:
+        """This replica's name, and the server's answer at once."""
+        head, *pieces = [piece async for piece in self.forward(asked)]
+        assert isinstance(head, Head), "an answer begins with its head"
+        return self._name, head, b"".join(piece for piece in pieces if isinstance(piece, bytes))
+
     async def check_health(self) -> None:
         """Ray asks; whoever raises is replaced."""
         async with self._client.get(f"{self._server.url}/health") as reply:

@@ -1,12 +1,11 @@
 """Replicas that are real actors of a real Ray Serve, with tests/fake_loramix.py behind each."""
 
 import os
-import sys
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from fleet_harness import FAKE, PORT, URL, Deploy
+from fleet_harness import PORT, URL, Deploy, fake_fleet
 
 
 @pytest.fixture(scope="module")
@@ -24,25 +23,13 @@ def ray_up() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def deploy(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> Deploy:
-    """Deploys so many replicas with further options, in the place of those before."""
     from ray import serve
-
-    from server.scale.application import fleet
-    from server.scale.child import Child
-    from server.scale.plan import Plan
-    from server.scale.replica import Replica
-
-    class FakeChild(Child):
-        command = (sys.executable, str(FAKE))
-
-    class FakeReplica(Replica):
-        child = FakeChild
 
     disk = tmp_path_factory.mktemp("disk")
 
     def begin(replicas: int, *options: str) -> None:
         words = [str(disk), "--served-model-name", "base", "--max-body-mib", "0.1", *options]
-        serve.run(fleet(Plan.read(words), replicas, FakeReplica), name="loramix")
+        serve.run(fake_fleet(words, replicas), name="loramix")
 
     return begin
 

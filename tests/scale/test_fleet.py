@@ -2,19 +2,25 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from fleet_harness import URL, Deploy
+
+from server.scale.plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray warns of itself
 
+CONFIG = Path(__file__).parents[2] / "deploy" / "ray" / "config.yaml"
 COMPLETIONS = "/v1/completions"
 LONG = 300  # pieces: three seconds
 
@@ -56,9 +62,9 @@ def two_models(client: httpx.Client) -> dict[str, str]:
     raise AssertionError("one replica has all of two hundred models")
 
 
-def wait_for_two(client: httpx.Client) -> None:
+def wait_for_two(client: httpx.Client, base: str = "base") -> None:
     deadline = time.monotonic() + 60
-    while len({replica_of(ask(client, "base", 0)) for _ in range(20)}) < 2:
+    while len({replica_of(ask(client, base, 0)) for _ in range(20)}) < 2:
         assert time.monotonic() < deadline, "no second replica"
 
 
@@ -121,6 +127,17 @@ def test_a_body_that_is_too_large_is_refused_before_any_replica_sees_it(client: 
     assert "x-loramix-replica" not in reply.headers
 
 
+def test_metrics_are_those_of_every_replica(client: httpx.Client) -> None:
+    with streaming(client, "counted", LONG) as (replica, _):
+        page = client.get("/metrics").raise_for_status().text
+    other = next(name for name in two_models(client) if name != replica)
+    assert page.count("# TYPE fake_leases gauge") == 1
+    assert f'fake_leases{{kind="x",replica="{replica}"}} 1.0' in page
+    assert f'fake_leases{{kind="x",replica="{other}"}} 0.0' in page
+    refused = client.get("/metrics", headers={"Authorization": "Bearer unknown"})
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+
+
 def test_a_replica_that_is_killed_fails_its_own_streams_alone(client: httpx.Client) -> None:
     doomed, other = two_models(client).values()
     process = int(ask(client, doomed).headers["x-fake-pid"])
@@ -168,3 +185,20 @@ def test_a_new_version_loses_no_request(client: httpx.Client, deploy: Deploy) ->
     after = {replica_of(ask(client, "base")) for _ in range(20)}
     assert not before & after
     assert met & before
+
+
+def test_the_file_for_clusters_is_deployed_as_it_stands(client: httpx.Client, tmp_path: Path) -> None:
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    file = yaml.safe_load(CONFIG.read_text())
+    (application,) = file["applications"]
+    assert application["import_path"] == "server.scale.application:application"
+    Plan.read(application["args"]["serve"])
+    application["import_path"] = "fleet_harness:fake_application"
+    application["args"]["serve"][0] = str(tmp_path)
+    application["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    application["deployments"][0]["ray_actor_options"]["num_gpus"] = 0
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(file), _blocking=True)
+    wait_for_two(client, base=str(tmp_path))  # there is no other name
+    assert len({replica_of(ask(client, model)) for model in ("a+b", "b+a", "cat(b+a)")}) == 1
