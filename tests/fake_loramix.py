@@ -75,7 +75,8 @@ def app(folder: Path, port: int) -> FastAPI:
 
     @fake.get("/echo")
     def echo(request: Request) -> JSONResponse:
-        return JSONResponse({"headers": request.headers.items(), "query": request.url.query, "client": request.client.host})
+        seen = {"headers": request.headers.items(), "query": request.url.query, "client": request.client.host}
+        return JSONResponse(seen, headers={"x-request-id": request.headers["x-request-id"]})
 
     @fake.post("/v1/completions")
     async def complete(request: Request) -> Response:

@@ -13,7 +13,7 @@ from server.scale.child import Child
 from server.scale.front import Asked, Head, passed_on
 
 _WRITTEN_ANEW = frozenset({b"content-length", b"host"})  # of a request
-_PROXYS_OWN = frozenset({b"date", b"server"})  # of an answer: Ray's proxy adds its own
+_PROXYS_OWN = frozenset({b"date", b"server", b"x-request-id"})  # of an answer: Ray's proxy adds its own, the id being the same
 _END_SECONDS = 1.0
 
 

@@ -118,7 +118,9 @@ def test_headers_query_and_address_reach_the_replica(client: httpx.Client) -> No
     assert seen["authorization"] == "Bearer key"
     assert seen["x-request-id"] == reply.headers["x-request-id"] == "mine"
     assert reply.json()["client"] == "203.0.113.7"  # which Ray's proxy believes of a proxy on its own machine
-    assert len(reply.headers.get_list("server")) == len(reply.headers.get_list("date")) == 1
+    assert all(len(reply.headers.get_list(name)) == 1 for name in ("server", "date", "x-request-id"))
+    made = client.get("/echo")
+    assert made.headers["x-request-id"] == dict(made.json()["headers"])["x-request-id"]
 
 
 def test_a_body_that_is_too_large_is_refused_before_any_replica_sees_it(client: httpx.Client) -> None:
