@@ -30,15 +30,21 @@ class ServerProcess:
         log: file that its output goes to; None for where this process's own goes.
         environment: the whole environment of the process.
         tick: called twice a second while waiting, to show that something goes on.
+        host: where it listens; `command` says so too, unless it is loopback.
     """
 
     def __init__(
-        self, command: Sequence[str], log: Path | None, environment: Mapping[str, str], tick: Callable[[], None] = lambda: None
+        self,
+        command: Sequence[str],
+        log: Path | None,
+        environment: Mapping[str, str],
+        tick: Callable[[], None] = lambda: None,
+        host: str = "127.0.0.1",
     ) -> None:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{host}:{port}"
         self.log = log
         self._command = [*command, "--port", str(port)]
         self._environment = dict(environment)

@@ -55,7 +55,7 @@ class Folder(set[str]):
         (self._folder / name).touch()
 
 
-def app(folder: Path, port: int) -> FastAPI:
+def app(folder: Path, url: str) -> FastAPI:
     fake = FastAPI()
     slots, leases = Slots(SLOTS, Folder(folder)), 0
 
@@ -81,7 +81,7 @@ def app(folder: Path, port: int) -> FastAPI:
     @fake.post("/v1/completions")
     async def complete(request: Request) -> Response:
         body = await request.json()
-        mine = {"x-fake-pid": str(os.getpid()), "x-fake-url": f"http://127.0.0.1:{port}"}
+        mine = {"x-fake-pid": str(os.getpid()), "x-fake-url": url}
         headers = {"x-loramix-cache": slots.take(body["model"]), **mine}
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -105,5 +105,11 @@ def app(folder: Path, port: int) -> FastAPI:
 
 if __name__ == "__main__":
     os.setpgid(0, 0)
-    port = int(sys.argv[sys.argv.index("--port") + 1])
-    uvicorn.run(app(Path(sys.argv[1]), port), port=port, log_level="warning", timeout_graceful_shutdown=5)
+    host, port = (sys.argv[sys.argv.index(option) + 1] for option in ("--host", "--port"))
+    uvicorn.run(
+        app(Path(sys.argv[1]), f"http://{host}:{port}"),
+        host=host,
+        port=int(port),
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+    )

@@ -12,7 +12,7 @@ Deploy = Callable[..., None]
 """Deploys so many replicas with further options, in the place of those before."""
 
 
-def fake_fleet(words: list[str], replicas: int) -> Any:
+def fake_fleet(words: list[str], replicas: int, host: str | None = "127.0.0.1") -> Any:
     """Imports Ray, which need not be there for the rest."""
     from server.scale.application import fleet
     from server.scale.child import Child
@@ -25,9 +25,9 @@ def fake_fleet(words: list[str], replicas: int) -> Any:
     class FakeReplica(Replica):
         child = FakeChild
 
-    return fleet(Plan.read(words), replicas, FakeReplica)
+    return fleet(Plan.read(words), replicas, host, FakeReplica)
 
 
 def fake_application(arguments: dict[str, list[str]]) -> Any:
     """As server.scale.application:application."""
-    return fake_fleet(arguments["serve"], 1)
+    return fake_fleet(arguments["serve"], 1, host=None)

@@ -23,10 +23,10 @@ class Child(ServerProcess):
 
     command = (sys.executable, "-m", "server.scale.child", "serve")
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], host: str) -> None:
         environment = dict(os.environ)
         environment.pop("OMP_NUM_THREADS", None)  # Ray sets it for Python code that runs in the actor itself
-        super().__init__([*self.command, *words, "--host", "127.0.0.1"], None, environment)
+        super().__init__([*self.command, *words, "--host", host], None, environment, host=host)
         self._stopping = False
 
     def end_with_it(self) -> None:

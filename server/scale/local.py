@@ -16,6 +16,7 @@ from server.scale.plan import Plan
 _APPLICATION = "loramix"
 _STORE_BYTES = 100 * 2**20  # of Ray's object store: requests and pieces of answers pass through it, and do not stay
 _LOOK_SECONDS = 0.2
+_HOST = "127.0.0.1"  # the servers themselves are nobody else's
 
 
 def run(words: Sequence[str], replicas: int) -> None:
@@ -45,7 +46,7 @@ def run(words: Sequence[str], replicas: int) -> None:
             raise ConfigError(f"{replicas} replicas take {plan.gpus * replicas} GPUs, and there are {gpus:g}; use fewer")
         serve.start(proxy_location="HeadOnly", http_options={"host": plan.host, "port": plan.port})
         try:
-            serve.run(fleet(plan, replicas), name=_APPLICATION)
+            serve.run(fleet(plan, replicas, _HOST), name=_APPLICATION)
         except RuntimeError as error:
             raise ConfigError(f"the replicas did not come up; what they said stands above ({error})") from error
         stopped = threading.Event()
