@@ -10,7 +10,8 @@ import json
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 import uvicorn
@@ -84,7 +85,7 @@ def app(folder: Path, url: str) -> FastAPI:
         mine = {"x-fake-pid": str(os.getpid()), "x-fake-url": url}
         headers = {"x-loramix-cache": slots.take(body["model"]), **mine}
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes]:
             nonlocal leases
             leases += 1
             try:
@@ -97,7 +98,12 @@ def app(folder: Path, url: str) -> FastAPI:
 
         if body.get("stream"):
             return StreamingResponse(pieces(), media_type="text/event-stream", headers=headers)
-        text = b"".join([piece async for piece in pieces()]).decode()
+        text = ""
+        async with aclosing(pieces()) as all_of_them:
+            async for piece in all_of_them:
+                if await request.is_disconnected():  # as vLLM does
+                    break
+                text += piece.decode()
         return JSONResponse({"choices": [{"text": text}]}, headers=headers)
 
     return fake

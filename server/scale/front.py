@@ -21,6 +21,7 @@ from server.scale.sessions import NONE, Sessions
 
 RawHeaders = list[tuple[bytes, bytes]]
 _ATTEMPTS = 2
+_ENDS = (b"\n\n", b"\n\r\n")  # of an event, with line ends of either kind
 # What belongs to one connection, and not to what is passed on (RFC 9110, 7.6.1); either side of it writes its own.
 _OF_A_CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
@@ -137,10 +138,11 @@ async def _events(answer: Answer) -> AsyncGenerator[bytes]:
     held, some = b"", False
     async with aclosing(answer):
         async for piece in answer:
-            ended, mark, held = (held + _bytes(piece)).rpartition(b"\n\n")
-            if mark:
+            held += _bytes(piece)
+            if end := max((place + len(mark) for mark in _ENDS if (place := held.rfind(mark)) >= 0), default=0):
                 some = True
-                yield ended + mark
+                yield held[:end]
+                held = held[end:]
     if held or not some:
         yield held
 

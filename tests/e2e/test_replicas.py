@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from live import LiveServer, serve_command
 
-pytest.importorskip("ray", reason="needs the extra `scale`")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `scale`")
 
 COMPLETIONS = "/v1/completions"
 # Two pairs of adapters in turn, where memory is for one (see test_disk.py): there the disk is quicker than a merge.

@@ -101,13 +101,27 @@ def test_what_a_replica_is_full_of_spills_over_to_the_other_which_reads_it_from_
         assert reply.headers["x-loramix-cache"] == "disk"
 
 
+def wait_for_no_lease(address: str) -> None:
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{address}/leases").text != "0":
+        assert time.monotonic() < deadline, "it goes on"
+
+
 def test_a_client_that_leaves_ends_its_lease(client: httpx.Client) -> None:
     address = ask(client, "left").headers["x-fake-url"]
     with streaming(client, "left", 100 * LONG):
         assert httpx.get(f"{address}/leases").text == "1"
-    deadline = time.monotonic() + 10
-    while httpx.get(f"{address}/leases").text != "0":
-        assert time.monotonic() < deadline, "it goes on"
+    wait_for_no_lease(address)
+
+
+def test_so_does_one_that_leaves_before_its_answer_has_begun(client: httpx.Client) -> None:
+    address = ask(client, "left").headers["x-fake-url"]
+    with ThreadPoolExecutor() as pool:
+        leaving = pool.submit(httpx.post, URL + COMPLETIONS, json=body("left", 100 * LONG), timeout=2)
+        while httpx.get(f"{address}/leases").text == "0":
+            time.sleep(0.05)
+        assert isinstance(leaving.exception(), httpx.ReadTimeout)
+    wait_for_no_lease(address)
 
 
 def test_headers_query_and_address_reach_the_replica(client: httpx.Client) -> None:

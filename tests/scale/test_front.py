@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from server.scale.front import Answer, Asked, Front, Head, ReplicaLostError
@@ -91,6 +92,38 @@ async def test_a_stream_that_is_lost_ends_with_an_event_of_its_own(half: bytes) 
     assert error["type"] == "error"
     assert error["error"]["code"] == 503
     assert len(replicas.asked) == 1
+
+
+def lost_after(first: str, http: Any = httpx) -> Any:
+    """A client of the package `http` whose only answer is a stream that is lost after this."""
+    front = Front(Replicas([EVENTS, first.encode(), LOST]).ask, Sessions(["base"], "cat", {}), 1000)
+    return http.AsyncClient(transport=http.ASGITransport(front))
+
+
+async def test_clients_of_openai_raise_it() -> None:
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "a", "choices": []}
+    async with openai.AsyncOpenAI(
+        api_key="none", base_url="http://front/v1", http_client=lost_after(f"data: {json.dumps(chunk)}\n\n")
+    ) as client:
+        stream = await client.chat.completions.create(model="a", messages=[], stream=True)
+        assert (await anext(stream)).id == "1"
+        with pytest.raises(openai.APIError, match="it has ended"):
+            await anext(stream)
+
+
+async def test_clients_of_anthropic_raise_it() -> None:
+    anthropic = pytest.importorskip("anthropic", reason="vLLM brings it")
+    http = lost_after('event: ping\ndata: {"type": "ping"}\n\n', pytest.importorskip("httpx2"))
+    async with anthropic.AsyncAnthropic(api_key="none", base_url="http://front", http_client=http) as client:
+        stream = await client.messages.create(model="a", max_tokens=1, messages=[], stream=True)
+        with pytest.raises(anthropic.APIStatusError, match="it has ended"):
+            [_ async for _ in stream]
+
+
+async def test_events_are_not_held_back_whatever_their_line_ends() -> None:
+    for end in ("\n\n", "\r\n\r\n"):
+        replicas = Replicas([EVENTS, *[f"data: {number}{end}".encode() for number in range(3)], LOST])
+        assert (await post(replicas)).text.startswith("".join(f"data: {number}{end}" for number in range(3)) + "event: error")
 
 
 @pytest.mark.parametrize("pieces", [[], [b"data: 1"], [b"data: 1\n\nda", b"ta: 2\n\n"], [b"data: 1\n\n", b"data: 2"]])
