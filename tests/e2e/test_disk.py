@@ -1,7 +1,6 @@
 """The disk tier of real servers: warm after a restart, shared, damaged, and killed while it writes; every answer is right."""
 
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import torch
 from live import LiveServer, serve_command
@@ -99,15 +97,6 @@ def test_servers_share_a_folder_that_outlives_them_and_damage_is_merged_away(
         assert torch.equal(served_logprobs(third, recipe, tokens), right[recipe])
 
 
-def kill(server: LiveServer) -> None:
-    """Every process of a server at once, as when the machine goes down."""
-    process = psutil.Process(server._process.pid)
-    family = [*process.children(recursive=True), process]
-    for each in family:
-        each.send_signal(signal.SIGKILL)
-    psutil.wait_procs(family, timeout=20)
-
-
 @pytest.mark.long  # a start takes a minute; tests/server/test_disk_killed.py kills a worker without an engine fifty times
 @pytest.mark.parametrize("times", [2, 50])
 def test_servers_killed_at_random_moments_leave_nothing_that_is_wrong(
@@ -128,7 +117,7 @@ def test_servers_killed_at_random_moments_leave_nothing_that_is_wrong(
         with ThreadPoolExecutor() as asking:
             asking.map(lambda recipe, server=server: came_from(server, recipe), random_.sample(RECIPES, len(RECIPES)))
             time.sleep(random_.uniform(0, 3))
-            kill(server)
+            server.kill()
         cut_short += any(file.name != "lock" for folder in path.glob(".server-*") for file in folder.iterdir())
         folder = CacheFolder(path, PLENTY)
         left = folder.keys()
