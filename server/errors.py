@@ -14,6 +14,7 @@ LoramixError (merging)
 ├── BusyError                 503   every slot is in use, or building took too long; try again
 │   ├── OverloadedError       503   too many merges wait for a slot already; try again
 │   ├── DrainingError         503   the server is being shut down; ask another
+│   ├── EngineDiedError       503   the engine has died, and the server ends; ask another
 │   └── OutOfMemoryError      503   the device has no memory left for the merge; try again
 └── ConfigError               —     the server cannot start as it was told to
 """
@@ -88,6 +89,10 @@ class DrainingError(BusyError):
     """The server finishes what it has, and takes nothing new."""
 
 
+class EngineDiedError(BusyError):
+    """The engine's process was killed or failed; nothing can be served any more."""
+
+
 class OutOfMemoryError(BusyError):
     """The device had no memory left for a merge."""
 
@@ -154,6 +159,8 @@ def refusal_of(error: LoramixError) -> str | None:
             return "memory"
         case DrainingError():
             return "draining"
+        case EngineDiedError():
+            return "engine"
         case BusyError():
             return "deadline"
         case TooLargeError():

@@ -30,6 +30,7 @@ class Client:
         self.calls: list[tuple[str, Any]] = []
         self.facts = [dict(FACTS), dict(FACTS)]
         self.hold = False
+        self.errored = False
         self.workers: list[Reporter] = []
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
@@ -268,3 +269,29 @@ async def test_a_server_without_lora_or_without_the_extension_says_what_to_start
     unready.client.vllm_config.lora_config = None  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="--enable-lora"):
         await unready.engine.setup(1, 1, None, 1)
+
+
+async def test_a_build_ends_when_the_engine_dies_though_no_worker_reports(
+    bench: Bench, math: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_engine, "_LOOK_SECONDS", 0.01)
+    bench.client.hold = True
+    build = asyncio.create_task(bench.engine.build(math, None))
+    await asyncio.sleep(0.05)
+    assert not build.done()
+    bench.client.errored = True
+    with pytest.raises(BusyError, match="the engine has died, and this server ends"):
+        await asyncio.wait_for(build, 5)
+
+
+async def test_a_call_that_the_engine_died_in_is_not_waited_for(
+    bench: Bench, math: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(method: str, args: tuple[Any, ...]) -> list[Any]:
+        bench.client.errored = True
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    monkeypatch.setattr(vllm_engine, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(bench.client, "collective_rpc", die)
+    with pytest.raises(BusyError, match="the engine has died"):
+        await asyncio.wait_for(bench.engine.build(math, None), 5)
