@@ -33,7 +33,9 @@ def save_tiny_adapter(folder: Path, seed: int, rank: int, size: float = 0.7) -> 
     save_adapter(LoraAdapter(modules), folder)
 
 
-def tiny_server(model: Path, adapters: Path, log: Path, *options: str, slots: int = 7) -> LiveServer:
+def tiny_server(
+    model: Path, adapters: Path, log: Path, *options: str, slots: int = 7, rank: int = 16, environment: dict[str, str] | None = None
+) -> LiveServer:
     """A server of the tiny model in float32, so that it can be compared closely; on the CPU one more slot stays empty."""
-    fixed = ["--adapters", str(adapters), "--max-lora-rank", "16", "--max-loras", str(slots + 1), "--dtype", "float32"]
-    return LiveServer(serve_command(model, *fixed, "--enforce-eager", *options), log)
+    fixed = ["--adapters", str(adapters), "--max-lora-rank", str(rank), "--max-loras", str(slots + 1), "--dtype", "float32"]
+    return LiveServer(serve_command(model, *fixed, "--enforce-eager", *options), log, environment)

@@ -1,20 +1,24 @@
-"""Every route that loramix adds, and the body that carries its recipes, asked whatever its schema allows and much that it does not.
+"""Every route that loramix adds, and the bodies that carry its recipes, asked whatever their schema allows and much that it does not.
 
-Routes are found in /openapi.json by their beginning, so a new one below these is asked as well.
+Routes are found in the app's OpenAPI description by how they begin, so a new one below these is asked as well.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import schemathesis
 from access_harness import ADMIN, FILE, bearer
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from harness import Harness
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from pydantic import BaseModel
-from schemathesis.checks import load_all_checks
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+from starlette.exceptions import HTTPException
 
 from server.gateway import GENERATING, READING
 from server.grammar import LoraObject, parse_expression
@@ -22,8 +26,8 @@ from server.keys import Keys
 from server.service import Service
 
 vllm_endpoints = pytest.importorskip("server.vllm_endpoints", reason="needs vLLM")
+EXAMPLES = 50  # for each route, allowed ones and others
 PREFIXES = ("/ready", "/v1/models", "/v1/lora", *GENERATING, *READING)
-load_all_checks()
 
 
 class Generation(BaseModel):
@@ -34,9 +38,16 @@ class Generation(BaseModel):
     background: bool | None = None
 
 
-def app_of(harness: Harness, keys: Keys) -> FastAPI:
+def make_app() -> FastAPI:
     """All that the plugin attaches, around handlers that stand for vLLM's."""
     app = FastAPI()
+
+    @app.exception_handler(HTTPException)
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        status = getattr(error, "status_code", 400)
+        content = {"error": {"message": str(error), "type": "BadRequestError", "param": None, "code": status}}
+        return JSONResponse(content, status)
 
     async def answer(body: Generation) -> dict[str, str | None]:
         return {"model": body.model}
@@ -44,44 +55,52 @@ def app_of(harness: Harness, keys: Keys) -> FastAPI:
     for path in sorted(GENERATING | READING):
         app.post(path, operation_id=path)(answer)
     vllm_endpoints.LoramixPlugin().attach_router(app)
-    presets = {"tutor": parse_expression("lego-4(math+code)", "cat")}
-    app.state.loramix = Service(("tiny",), harness.catalog, presets, harness.composer, "cat")
-    app.state.loramix_keys = keys
-    app.state.loramix_started, app.state.loramix_max_model_len = 0, 512
     return app
 
 
+APP = make_app()
+DESCRIBED = schemathesis.openapi.from_dict(APP.openapi())
+DESCRIBED.app = APP
+OPERATIONS = {operation.label: operation for operation in (found.ok() for found in DESCRIBED.get_all_operations())}
+
+ASKED = [
+    (label, mode)
+    for label, operation in OPERATIONS.items()
+    for mode in GenerationMode
+    if mode is GenerationMode.POSITIVE or any(operation.iter_parameters())  # else nothing can be wrong
+]
+
+
 @pytest.fixture
-def app(make_harness: Callable[..., Harness], tmp_path: Path) -> FastAPI:
-    file = tmp_path / "keys.toml"
+def _serving(make_harness: Callable[..., Harness], tmp_path: Path) -> None:
+    """The app answers: two adapters and a preset, and keys."""
+    harness, file = make_harness(), tmp_path / "keys.toml"
     file.write_text(FILE + ADMIN)
     file.chmod(0o600)
-    return app_of(make_harness(), Keys(file))
+    presets = {"tutor": parse_expression("lego-4(math+code)", "cat")}
+    APP.state.loramix = Service(("tiny",), harness.catalog, presets, harness.composer, "cat")
+    APP.state.loramix_keys = Keys(file)
+    APP.state.loramix_started, APP.state.loramix_max_model_len = 0, 512
 
 
-@pytest.fixture
-def described(app: FastAPI) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", app, headers=bearer("boss"))
+def test_no_route_is_left_out() -> None:
+    assert {"GET /ready", "GET /v1/models", "POST /v1/chat/completions"} <= OPERATIONS.keys()
+    assert [label for label in OPERATIONS if not label.split()[1].startswith(PREFIXES)] == []
 
 
-def test_no_route_is_left_out(app: FastAPI) -> None:
-    paths = app.openapi()["paths"]
-    assert {"/ready", "/v1/models", "/v1/chat/completions"} <= paths.keys()
-    assert [path for path in paths if not path.startswith(PREFIXES)] == []
+@pytest.mark.usefixtures("_serving")
+@pytest.mark.parametrize(("label", "mode"), ASKED)
+def test_whatever_is_asked_is_answered_as_described_and_errors_have_openais_form(label: str, mode: GenerationMode) -> None:
+    @given(case=OPERATIONS[label].as_strategy(generation_mode=mode))
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def ask(case: Case) -> None:
+        for name in ("boss", "some"):
+            reply = case.call(headers=bearer(name))
+            case.validate_response(reply, checks=[not_a_server_error, response_schema_conformance])
+            if reply.status_code >= 400:
+                error = reply.json()["error"]
+                assert error.keys() == {"message", "type", "param", "code"}
+                assert error["code"] == reply.status_code
+                assert error["message"]
 
-
-schema = schemathesis.pytest.from_fixture("described")
-
-
-@schema.parametrize()
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_whatever_is_asked_is_answered_as_described_and_errors_have_openais_form(case: Any) -> None:
-    for name in ("boss", "some"):
-        reply = case.call(headers=bearer(name))
-        checks = schemathesis.checks.CHECKS.get_by_names(["not_a_server_error", "response_schema_conformance"])
-        case.validate_response(reply, checks=checks)
-        if reply.status_code >= 400 and reply.status_code not in (405, 422):  # these are vLLM's to answer
-            error = reply.json()["error"]
-            assert error.keys() == {"message", "type", "param", "code"}
-            assert error["code"] == reply.status_code
-            assert error["message"]
+    ask()
