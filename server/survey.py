@@ -9,10 +9,10 @@ from merging import AdapterError, LoraModule
 from merging.peft_folder import CONFIG, WEIGHTS, read_adapter
 
 LARGEST_ENTRY = 1000.0
-"""Of ΔW. Trained ones stay below 1, and up to here no recipe makes float32 or bfloat16 overflow, with any weights that it may have.
+"""Of ΔW. Trained ones stay below 1, and up to here no weights that are allowed make float32 or bfloat16 overflow.
 
-An overflow would not stay with whoever asked for it: a block of vLLM's key-value cache that has held NaN gives NaN to the next request
-that gets it (seen on the CPU, vLLM 0.32).
+An overflow would not stay with whoever asked for it: vLLM's attention on the CPU (0.32) reads blocks of the key-value cache to
+their end, so that one that has held NaN gives NaN to whoever gets it next.
 """
 
 
@@ -58,8 +58,8 @@ def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
     for name, module in modules.items():
         if not (bound := _largest_entry(module)) <= LARGEST_ENTRY:  # not the other way round: it may be NaN
             raise AdapterError(
-                f"adapter {folder}: ΔW of {name} has entries of up to {bound:.2g}, over {LARGEST_ENTRY:g}, with which the model "
-                "would overflow; train or export the adapter again"
+                f"adapter {folder}: ΔW of {name} has entries of up to {bound:.2g}, over {LARGEST_ENTRY:g}, with which the "
+                "model would overflow; train or export the adapter again"
             )
     return Survey(
         adapter.digest,

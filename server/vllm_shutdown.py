@@ -1,4 +1,4 @@
-"""The end of vLLM's engine: what is under way is finished first where it is told to end, and an end by itself is not a success."""
+"""The end of vLLM's engine: where it is told to end, what is under way is finished first; where it dies, that is no success."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,10 @@ def before_shutdown(engine_client: EngineClient, drain: Callable[[], Coroutine[A
         died = engine_client.errored and not told_to
         shutdown(*args, **options)
         if died:
-            print("loramix: the engine has died, so this server ends: start it again; the log above has the cause", file=sys.stderr)
+            print(
+                "loramix: the engine has died, so this server ends; start it again (the log above has the cause)",
+                file=sys.stderr,
+            )
             raise SystemExit(1)
 
     engine_client.shutdown = drained

@@ -1,4 +1,4 @@
-"""A tiny model with random adapters, for tests that need a real server but not sense: quick, and no two adapters answer alike."""
+"""A tiny model with random adapters, for tests that need a real server, but no sense: no two adapters say the same."""
 
 from pathlib import Path
 
@@ -34,7 +34,13 @@ def save_tiny_adapter(folder: Path, seed: int, rank: int, size: float = 0.7) -> 
 
 
 def tiny_server(
-    model: Path, adapters: Path, log: Path, *options: str, slots: int = 7, rank: int = 16, environment: dict[str, str] | None = None
+    model: Path,
+    adapters: Path,
+    log: Path,
+    *options: str,
+    slots: int = 7,
+    rank: int = 16,
+    environment: dict[str, str] | None = None,
 ) -> LiveServer:
     """A server of the tiny model in float32, so that it can be compared closely; on the CPU one more slot stays empty."""
     fixed = ["--adapters", str(adapters), "--max-lora-rank", str(rank), "--max-loras", str(slots + 1), "--dtype", "float32"]

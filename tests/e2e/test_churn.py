@@ -1,7 +1,7 @@
 """Far more compositions than slots, at once and with clients that hang up: every answer is that of its own composition.
 
-The expected answers come from transformers with each composition's ΔW in the weights, so a mixed-up slot, a slot that is read while it
-is written, or a prefix cached for another composition would be seen.
+The expected answers come from transformers with each composition's ΔW in the weights, so a mixed-up slot, a slot that is read
+while it is written, or a prefix cached for another composition would be seen.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def test_in_a_crowd_every_answer_is_its_own_compositions_and_memory_stays_as_it_
             sizes[count] = memory_of(served)
 
     ended = asyncio.run(churn(served.url, chosen, requests, seen=seen))
-    print(f"{dict(ended)}; MiB at {({count: [size >> 20 for size in each] for count, each in sizes.items()})}")
+    print(f"{dict(ended)}; MiB at { ({count: [size >> 20 for size in each] for count, each in sizes.items()}) }")
     assert set(ended) == {"right", "left"}
     assert ended["right"] > 0.9 * requests
     until(served.is_idle)

@@ -1,4 +1,4 @@
-"""Two hundred clients of a real server that hang up, while their merge is made or their answer streams: nothing of theirs stays."""
+"""Two hundred clients of a real server hang up, while their merge is made or their answer streams: nothing of theirs stays."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ def hung_up_on(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 async def hang_up(url: str, random_: random.Random) -> str:
-    """Ask for what takes long to merge, or has been merged for others; leave at a random moment, and say what one waited for then."""
+    """Ask for what takes long to merge, or is there already; leave at a random moment, and say what one waited for then."""
     if random_.random() < 0.5:
         recipe, longest = f"{random_.choice(['svd-8', 'lego-8'])}(a0*{random_.uniform(0.1, 1):.4f}+{REST})", 1.0
     else:

@@ -1,13 +1,13 @@
-"""What ends engines elsewhere, tried on a real server beside clients who must notice nothing: the engine lives, and whose fault it is
-gets a clear error.
+"""What ends engines elsewhere, tried on a real server beside clients who must notice nothing: the engine lives, and whoever is
+to blame gets a clear error.
 
-Few slots, and memory for few source adapters, so that adapters are evicted and read again all the time.
+Few slots, and memory for two source adapters, so that adapters are evicted and read again all the time.
 """
 
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,29 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_tiny_adapter(root / f"a{seed}", seed, rank=4)
     for seed, name in enumerate(("gone", "cut", "other")):
         save_tiny_adapter(root / name, 10 + seed, rank=4)
-    save_tiny_adapter(root / "largest", 20, rank=1, size=300)  # all but refused at the start
+    save_tiny_adapter(root / "largest", 20, rank=1, size=1000)  # all but refused at the start
     return root
 
 
 @pytest.fixture(scope="module")
 def attacked(tiny: Path, folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    options = ["--merge-timeout", str(PATIENCE), "--adapter-host-gib", "0.0005"]
+    two = 2.5 * (folders / "a0" / "adapter_model.safetensors").stat().st_size / 2**30
+    options = ["--merge-timeout", str(PATIENCE), "--adapter-host-gib", f"{two:.6f}"]
     log = tmp_path_factory.mktemp("attacked") / "log"
-    with tiny_server(tiny, folders, log, *options, slots=SLOTS, environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}) as server:
+    with tiny_server(
+        tiny, folders, log, *options, slots=SLOTS, environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    ) as server:
         yield server
 
 
 def ask(server: LiveServer, model: str, **body: Any) -> httpx.Response:
     body = {"model": model, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "ignore_eos": True, **body}
     return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+
+def stream_of(server: LiveServer, model: str) -> AbstractContextManager[httpx.Response]:
+    body = {"model": model, "prompt": "Once", "max_tokens": 500, "ignore_eos": True, "stream": True}
+    return httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60)
 
 
 def text_of(reply: httpx.Response) -> str:
@@ -130,8 +138,7 @@ def test_a_request_that_the_engine_still_runs_when_its_client_its_slot_and_its_a
 ) -> None:
     shutil.copytree(folders / "gone", tmp_path / "kept")
     for number in range(10):
-        body = {"model": f"cat(gone*0.{number + 1}1)", "prompt": "Once", "max_tokens": 450, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", f"{attacked.url}/v1/completions", json=body, timeout=60) as reply:
+        with stream_of(attacked, f"cat(gone*0.{number + 1}1)") as reply:
             assert reply.status_code == 200
             next(reply.iter_lines())
             shutil.rmtree(folders / "gone")
@@ -143,7 +150,13 @@ def test_a_composition_more_than_there_are_slots(attacked: LiveServer) -> None:
     with ExitStack() as stack:
         streams = []
         for number in range(SLOTS):
-            body = {"model": f"cat(a3*0.{number + 1}3)", "prompt": "Once", "max_tokens": 500, "ignore_eos": True, "stream": True}
+            body = {
+                "model": f"cat(a3*0.{number + 1}3)",
+                "prompt": "Once",
+                "max_tokens": 500,
+                "ignore_eos": True,
+                "stream": True,
+            }
             url = f"{attacked.url}/v1/completions"
             streams.append(stack.enter_context(httpx.stream("POST", url, json=body, timeout=60)))
             assert streams[-1].status_code == 200
@@ -171,7 +184,16 @@ def test_loading_and_unloading_past_loramix(attacked: LiveServer, folders: Path)
 def test_the_engines_own_names_of_what_is_resident_was_or_never_was(attacked: LiveServer) -> None:
     resident = ask(attacked, "cat(a3*0.77)").json()["model"]
     for _ in range(2):
-        for name in (resident, f"cat(a3*0.77)@{'0' * 12}", "a3@", "loramix/a3", "/etc/passwd", "../a3", "a3\x00", "cat(a3*0.77)@"):
+        for name in (
+            resident,
+            f"cat(a3*0.77)@{'0' * 12}",
+            "a3@",
+            "loramix/a3",
+            "/etc/passwd",
+            "../a3",
+            "a3\x00",
+            "cat(a3*0.77)@",
+        ):
             status, message = error_of(ask(attacked, name))
             assert status in (400, 404)
             assert message
@@ -188,7 +210,13 @@ def test_log_probabilities_of_the_prompts_of_many_compositions_in_one_batch(atta
 
 
 def test_the_largest_entries_and_weights_that_are_let_through_give_numbers_and_spoil_nobodys(attacked: LiveServer) -> None:
-    for model in ("largest", "cat(largest*10000)", "cat(largest*-10000+a0*10000)", "svd-1(largest*10000+a3)", "lego-1(largest*1e4+a3)"):
+    for model in (
+        "largest",
+        "cat(largest*10000)",
+        "cat(largest*-10000+a0*10000)",
+        "svd-1(largest*10000+a3)",
+        "lego-1(largest*1e4+a3)",
+    ):
         reply = ask(attacked, model, logprobs=1)  # NaN could not be sent
         assert reply.status_code == 200, reply.text
     assert "10000 at most" in error_of(ask(attacked, "cat(largest*10001)"))[1]

@@ -1,4 +1,4 @@
-"""A process of the engine is killed under a real server: everybody who waits is told, and the server ends, and not as if all were well."""
+"""A process of the engine is killed under a real server: whoever waits is told, and the server ends as one that has failed."""
 
 import json
 import signal
@@ -41,7 +41,9 @@ def test_who_waits_for_an_engine_that_is_killed_gets_an_error_and_the_server_end
 ) -> None:
     with tiny_server(tiny, sixteen, tmp_path / "log") as server, ThreadPoolExecutor() as clients:
         running = [
-            clients.submit(error_of, server, model=model, stream=stream) for model in ("a0", "smollm2") for stream in (True, False)
+            clients.submit(error_of, server, model=model, stream=stream)
+            for model in ("a0", "smollm2")
+            for stream in (True, False)
         ]
         until(lambda: server.metric("vllm:num_requests_running") == len(running))
         waiting = [clients.submit(error_of, server, model=MERGED_FOR_SECONDS, stream=stream) for stream in (True, False)]

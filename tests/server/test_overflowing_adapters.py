@@ -1,5 +1,6 @@
-"""Adapters with entries that a model overflows with are refused before they have a name; those as large as trained ones get are not."""
+"""Adapters with entries that a model overflows with are refused before they have a name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from server.survey import LARGEST_ENTRY, survey
 
 
 def folder_of(path: Path, a: float, b: float, scaling: float = 1.0) -> Path:
-    """An adapter of rank 2, every entry of its ΔW 2ab times the scaling, beside a small module."""
-    modules = {"layers.0.q": LoraModule(torch.ones(2, 8), torch.ones(4, 2))}
-    modules["layers.1.q"] = LoraModule(torch.full((2, 8), a), torch.full((4, 2), b), scaling)
+    """An adapter of rank 2, every entry of its ΔW 2ab times the scaling, beside a smaller module."""
+    modules = {"layers.0.q": LoraModule(torch.ones(2, 8), torch.zeros(4, 2))}
+    modules["layers.1.q"] = LoraModule(torch.full((2, 8), a), torch.full((4, 2), b))
     save_adapter(LoraAdapter(modules), path)
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * scaling}))
     return path
 
 
@@ -22,7 +25,9 @@ def folder_of(path: Path, a: float, b: float, scaling: float = 1.0) -> Path:
     [(1.0, 501.0, 1.0), (1.0, -1.0, 501.0), (1e30, 1.0, 1.0), (1e20, 1e20, 1.0), (1e-30, 1e38, 1.0), (3e38, 3e38, 1.0)],
 )
 def test_an_adapter_with_which_a_model_would_overflow_is_refused(tmp_path: Path, a: float, b: float, scaling: float) -> None:
-    with pytest.raises(AdapterError, match=r"ΔW of layers\.1\.q has entries of up to .*, over 1000, .*export the adapter again"):
+    with pytest.raises(
+        AdapterError, match=r"ΔW of layers\.1\.q has entries of up to .*, over 1000, .*export the adapter again"
+    ):
         survey(folder_of(tmp_path / "large", a, b, scaling))
 
 

@@ -1,4 +1,4 @@
-"""Every route that loramix adds, and the bodies that carry its recipes, asked whatever their schema allows and much that it does not.
+"""Every route that loramix adds, and bodies that carry its recipes, asked what their schema allows and much that it does not.
 
 Routes are found in the app's OpenAPI description by how they begin, so a new one below these is asked as well.
 """
