@@ -58,7 +58,7 @@ def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
     for name, module in modules.items():
         if not (bound := _largest_entry(module)) <= LARGEST_ENTRY:  # not the other way round: it may be NaN
             raise AdapterError(
-                f"adapter {folder}: ΔW of {name} has entries of up to {bound:.2g}, over {LARGEST_ENTRY:g}, with which the "
+                f"adapter {folder}: ΔW of {name} has entries of up to {bound:.4g}, over {LARGEST_ENTRY:g}, with which the "
                 "model would overflow; train or export the adapter again"
             )
     return Survey(

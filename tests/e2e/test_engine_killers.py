@@ -38,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_tiny_adapter(root / f"a{seed}", seed, rank=4)
     for seed, name in enumerate(("gone", "cut", "other")):
         save_tiny_adapter(root / name, 10 + seed, rank=4)
-    save_tiny_adapter(root / "largest", 20, rank=1, size=1000)  # all but refused at the start
+    save_tiny_adapter(root / "largest", 20, rank=1, size=600)  # all but refused at the start
     return root
 
 
