@@ -51,6 +51,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: where vLLM runs without LoRA or without the worker extension, or in a way that loramix cannot serve.
+                See server/survey.py for why float16 on the CPU is one.
         """
         if self._client.vllm_config.lora_config is None:
             raise ConfigError("vLLM runs without LoRA; start it with --enable-lora")
@@ -71,6 +72,11 @@ class VllmEngine:
                 raise ConfigError("--pipeline-parallel-size over 1 is not supported; use --tensor-parallel-size")
         if facts[0]["slots"] < 1:
             raise ConfigError("on the CPU one LoRA slot stays empty; start with --max-loras 2 or more")
+        if facts[0]["device"] == "cpu" and str(self._client.vllm_config.model_config.dtype) == "torch.float16":
+            raise ConfigError(
+                "on the CPU one answer that overflows spoils others', and in float16 weights of 100 can do that; "
+                "start with --dtype bfloat16"
+            )
         self._workers = len(facts)
         self._slot_bytes = sum(each["slot_bytes"] for each in facts)
         return EngineFacts(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from merging import AdapterError, LoramixError, RecipeError
 from server.catalog import Catalog, Recipe
@@ -26,7 +27,7 @@ class Client:
     """Answers collective_rpc for two workers, remembers the calls, and reports merges as done unless `hold` is on."""
 
     def __init__(self) -> None:
-        self.vllm_config = SimpleNamespace(lora_config=object())
+        self.vllm_config = SimpleNamespace(lora_config=object(), model_config=SimpleNamespace(dtype=torch.bfloat16))
         self.calls: list[tuple[str, Any]] = []
         self.facts = [dict(FACTS), dict(FACTS)]
         self.hold = False
@@ -257,6 +258,18 @@ async def test_workers_that_cannot_serve_keep_the_server_from_starting(
     unready.client.facts[1].update(changes)
     with pytest.raises(ConfigError, match=message):
         await unready.engine.setup(1, 1, None, 1)
+
+
+async def test_float16_is_refused_on_the_cpu(unready: Bench) -> None:
+    unready.client.vllm_config.model_config.dtype = torch.float16
+    with pytest.raises(ConfigError, match=r"spoils others', .*--dtype bfloat16"):
+        await unready.engine.setup(1, 1, None, 1)
+
+
+async def test_float16_is_served_on_a_gpu(unready: Bench) -> None:
+    unready.client.vllm_config.model_config.dtype = torch.float16
+    unready.client.facts[0]["device"] = "cuda:0"
+    assert (await unready.engine.setup(1, 1, None, 1)).device == "cuda:0"
 
 
 async def test_a_server_without_lora_or_without_the_extension_says_what_to_start_it_with(unready: Bench) -> None:
