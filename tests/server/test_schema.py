@@ -5,6 +5,7 @@ Routes are found in the app's OpenAPI description by how they begin, so a new on
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import schemathesis
@@ -21,7 +22,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from starlette.exceptions import HTTPException
 
 from server.gateway import GENERATING, READING
-from server.grammar import LoraObject, parse_expression
+from server.grammar import LoraObject, WeightedAdapter, parse_expression
 from server.keys import Keys
 from server.service import Service
 
@@ -30,11 +31,22 @@ EXAMPLES = 50  # for each route, allowed ones and others
 PREFIXES = ("/ready", "/v1/models", "/v1/lora", *GENERATING, *READING)
 
 
+class KnownAdapter(WeightedAdapter):
+    name: Literal["math", "code", "style"]
+
+
+class KnownAdapters(LoraObject):
+    """Recipes that can often be merged, since names and methods exist."""
+
+    method: Literal["cat", "svd", "lego", "ties", "iso"] | None = None
+    adapters: list[KnownAdapter]  # type: ignore[assignment]
+
+
 class Generation(BaseModel):
     """What loramix reads of a body, in the place of vLLM's."""
 
-    model: str | None = None
-    lora: LoraObject | None = None
+    model: Literal["tiny", "math", "cat(math*0.5+code)", "tutor"] | str | None = None
+    lora: KnownAdapters | LoraObject | None = None
     background: bool | None = None
 
 
@@ -67,7 +79,7 @@ ASKED = [
     (label, mode)
     for label, operation in OPERATIONS.items()
     for mode in GenerationMode
-    if mode is GenerationMode.POSITIVE or any(operation.iter_parameters())  # else nothing can be wrong
+    if mode is GenerationMode.POSITIVE or operation.body or any(operation.iter_parameters())  # else nothing can be wrong
 ]
 
 
