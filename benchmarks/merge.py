@@ -5,6 +5,7 @@ so that no cache holds the inputs. Times are wall clock with the device synchron
 """
 
 import json
+import math
 import platform
 import statistics
 import sys
@@ -33,6 +34,7 @@ METHODS: dict[str, str | None] = {
     "cat": "cat", "linear": "linear", "magnitude": "magnitude_prune", "ties": "ties", "dare": "dare_linear",
     "svd": "svd", "lego": None, "core-ties": None, "tsv": None, "iso": None,
 }  # fmt: skip
+_MOST_UNITS = {"core-ties": 256, "tsv": 256}  # their decompositions grow by the cube: beyond, seconds a merge on a GPU
 _DENSITY = 0.5
 _SCALING = 2
 _WARM_UPS = 2  # after a first merge, in which a GPU's kernels are compiled: one is captured as a graph, one is launched as such
@@ -159,7 +161,8 @@ def measure(
 ) -> Iterator[tuple[str, float]]:
     """Figures by name, as they come: `<shape>.<T>x<rank>.<method>.ms`, `.q1_ms`, `.q3_ms`, `.floor_ms`, `.peft_ms`.
 
-    On a GPU also `.held_mib`, see `held_bytes`, and `.held_allowed_mib`: the result, and 20 % of inputs and result.
+    On a GPU also `.held_mib`, see `held_bytes`, and `.held_allowed_mib`: the result, and 20 % of inputs and result. A method is
+    left out where a module has more units than `_MOST_UNITS` says.
 
     Args:
         peft_seconds: time for PEFT in all; what no longer fits is left out. svd, its slowest by far, comes last.
@@ -173,6 +176,8 @@ def measure(
         sets = [first] + [adapters_of(shape, count, rank, device, seed) for seed in range(1, 1 + min(8, _CACHE_BYTES // size))]
         case = f"{shape}.{count}x{rank}"
         for method in methods:
+            if count * rank > _MOST_UNITS.get(method, math.inf):
+                continue
             spec = spec_of(method, count, rank)
 
             def work(turn: int, spec: MergeSpec = spec, sets: list[dict[str, LoraAdapter]] = sets) -> LoraAdapter:

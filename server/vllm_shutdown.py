@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,7 +16,7 @@ def before_shutdown(engine_client: EngineClient, drain: Callable[[], Coroutine[A
     The engine finishes what it has for `--shutdown-timeout` seconds at most, and streams go on until then.
 
     Where an engine's process is killed or fails, vLLM stops serving and calls this on its own thread alone. It would end with
-    exit code 0, which tells whoever restarts servers that all is well: it ends with 1 and a line on stderr.
+    exit code 0, which tells whoever restarts servers that all is well: it ends with 1 and a line that says why.
     """
     loop, own_thread, shutdown = asyncio.get_running_loop(), threading.current_thread(), engine_client.shutdown
     told_to = False
@@ -31,10 +30,6 @@ def before_shutdown(engine_client: EngineClient, drain: Callable[[], Coroutine[A
         died = engine_client.errored and not told_to
         shutdown(*args, **options)
         if died:
-            print(
-                "loramix: the engine has died, so this server ends; start it again (the log above has the cause)",
-                file=sys.stderr,
-            )
-            raise SystemExit(1)
+            raise SystemExit("loramix: the engine has died, so this server ends; start it again (the log above has the cause)")
 
     engine_client.shutdown = drained

@@ -21,7 +21,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "loramix-composition", metavar="DIR")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seconds", type=float, help="begin nothing after so many; the same command goes on")
-    parser.add_argument("--seed", dest="seeds", type=int, action="append", help="only this one; others may run beside")
     parser.add_argument("--quick", action="store_true", help="much less of everything, to see that it runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where composition.json goes")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="where the plots go")

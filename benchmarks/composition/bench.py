@@ -1,7 +1,7 @@
 """The whole command: run, record, tables, plots."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +26,6 @@ def bench(
     work: Path,
     device: torch.device,
     seconds: float | None,
-    seeds: Sequence[int] | None,
     quick: bool,
     out: Path | None,
     plots: Path | None,
@@ -38,25 +37,22 @@ def bench(
     Args:
         model: the base; examples/model.py makes it ready if not given.
         seconds: after which nothing more is begun; another call goes on.
-        seeds: to go on with, all unless given; calls with other seeds may run beside this one, the last to end writes.
         out, plots: folders, benchmarks/results and docs unless given; of a quick run, the work folder.
         command: for the record.
+        say: told each line, as of `run`.
 
     Raises:
-        StudyError: where data, model or work folder cannot be used, or there is no such seed.
+        StudyError: where data, model or work folder cannot be used.
     """
     sizes = QUICK if quick else FULL
-    chosen = range(sizes.seeds) if seeds is None else seeds
-    if unknown := [seed for seed in chosen if seed not in range(sizes.seeds)]:
-        raise StudyError(f"no seed {unknown[0]}; they are 0 to {sizes.seeds - 1}")
     try:
         base = model or ensure_model(say=say)
-        options = Options(data, base, work, device, sizes, math.inf if seconds is None else seconds, chosen, command)
+        options = Options(data, base, work, device, sizes, math.inf if seconds is None else seconds, command)
         done = run(options, say)
     except (DataError, ModelError) as error:
         raise StudyError(str(error)) from error
     if rows := left(done, sizes):
-        say(f"{rows} rows are left: the same command goes on{'' if seeds is None else ', or those with the other seeds'}")
+        say(f"{rows} rows are left: the same command goes on")
         return
     found = record(done, sizes)
     path = (out or (work if quick else _ROOT / "benchmarks" / "results")) / "composition.json"

@@ -39,7 +39,8 @@ def record(work: Work, sizes: Sizes) -> dict[str, Any]:
                 own = [_own(work, seed, group, "test")[place] for seed in range(sizes.seeds)]
                 figures |= {f"{group.key}.own-{question.task}.{key}": value for key, value in _spread(own).items()}
     seconds = {stage: round(took) for stage, took in work.seconds.items()}
-    return {**work.head, "seeds": sizes.seeds, "seconds": seconds, "figures": figures, "series": series}
+    took = {"wall_seconds": round(work.wall_seconds), "seconds": seconds}
+    return {**work.head, "seeds": sizes.seeds, **took, "figures": figures, "series": series}
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:

@@ -1,8 +1,14 @@
-"""The study, seed by seed: train what is missing, learn weights, judge every row. A stopped run goes on where it was."""
+"""The study: for each seed train what is missing, learn weights, judge every row. A stopped run goes on where it was.
+
+On a GPU every seed has a process of its own, all at once: steps of so small a model leave most of a GPU idle, and most of the
+time is the host's.
+"""
 
 import dataclasses
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -36,7 +42,6 @@ class Options:
         model: a folder of transformers with a chat template.
         work: the run's folder; see work.py.
         seconds: after which nothing more is begun.
-        seeds: those to go on with; another process may go on with others at the same time.
         command: the command line, for the record.
     """
 
@@ -46,12 +51,14 @@ class Options:
     device: torch.device
     sizes: Sizes
     seconds: float
-    seeds: Sequence[int]
     command: str
 
 
 def run(options: Options, say: Say) -> Work:
     """Begin or go on with the run in `options.work`; `left` tells whether it is complete now.
+
+    Args:
+        say: told each line; on a GPU it goes to other processes, and has to be fit for that.
 
     Raises:
         StudyError: where the folder is of another run, or training diverges.
@@ -61,17 +68,37 @@ def run(options: Options, say: Say) -> Work:
     versions = {package: version(package) for package in ("torch", "transformers", "peft")}
     begun = head("composition", where, versions, options.command)
     work = Work(options.work, begun, options.sizes)
-    if left(work, options.sizes, options.seeds):
-        if work.head["hardware"] != where:
-            raise StudyError(f"{options.work} was begun on {work.head['hardware']}, this is {where}; choose another --work")
-        _Run(options, work, say).go_on()
-    return Work(options.work, begun, options.sizes)  # with what other processes have done meanwhile
+    seeds = [seed for seed in range(options.sizes.seeds) if left(work, options.sizes, [seed])]
+    if not seeds:
+        return work
+    if work.head["hardware"] != where:
+        raise StudyError(f"{options.work} was begun on {work.head['hardware']}, this is {where}; choose another --work")
+    began = time.monotonic()
+    try:
+        if options.device.type == "cuda" and len(seeds) > 1:
+            _side_by_side(options, seeds, say)
+        else:
+            _Run(options, work, say).go_on(seeds)
+    finally:
+        work.took(time.monotonic() - began)
+    return Work(options.work, begun, options.sizes)  # with what other processes have written
 
 
 def left(work: Work, sizes: Sizes, seeds: Sequence[int] | None = None) -> int:
     """Rows that are not judged yet, over all seeds or some of them."""
     over = range(sizes.seeds) if seeds is None else seeds
     return sum(len(_left(work, seed, group)) for seed in over for group in groups(sizes))
+
+
+def _side_by_side(options: Options, seeds: Sequence[int], say: Say) -> None:
+    with ProcessPoolExecutor(len(seeds), multiprocessing.get_context("spawn")) as pool:
+        for ended in [pool.submit(_go_on, options, seed, say) for seed in seeds]:
+            ended.result()
+
+
+def _go_on(options: Options, seed: int, say: Say) -> None:
+    """One seed, in a process of its own."""
+    _Run(options, Work(options.work, {}, options.sizes), say).go_on([seed])
 
 
 def _left(work: Work, seed: int, group: Group) -> list[Row]:
@@ -82,7 +109,7 @@ class _Run:
     """A model, its lanes and its judge, and what they still have to do."""
 
     def __init__(self, options: Options, work: Work, say: Say) -> None:
-        self._started, self._seconds, self._seeds = time.monotonic(), options.seconds, options.seeds
+        self._started, self._seconds = time.monotonic(), options.seconds
         self._sizes, self._device, self._work, self._say = options.sizes, options.device, work, say
         self._data = Data(options.data)
         self._groups = groups(options.sizes)
@@ -98,8 +125,8 @@ class _Run:
         self._rows = cache(self._encode)
         self._items = cache(self._lay_out)
 
-    def go_on(self) -> None:
-        for seed in self._seeds:
+    def go_on(self, seeds: Sequence[int]) -> None:
+        for seed in seeds:
             for name, stage in {"train": self._train, "learn": self._learn, "score": self._score}.items():
                 began = time.monotonic()
                 stage(seed)

@@ -107,7 +107,7 @@ SETS: dict[str, dict[str, int]] = {
     "mixed-ranks": {"plural": 8, "sum": 8, "words": 16, "opposite": 4, "animal": 16, "letter": 8, "passive": 4, "sentiment": 8},
     "three": dict.fromkeys(("plural", "letter", "opposite"), 8),
 }
-_SQRT_2_STEPS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+_SQRT_2_STEPS = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 FULL = Sizes(
     pairs=tuple(PAIRS), sets=("rank-8", "mixed-ranks"), seeds=3, effort=1.0, batch=32, length=64, scales=_SQRT_2_STEPS,
     pair_items=(100, 250), set_items=(30, 80), fit_rows=(192, 64),

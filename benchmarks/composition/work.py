@@ -1,12 +1,12 @@
 """The folder of a run, from which a stopped run goes on.
 
-run.json                        head of the record and sizes: a folder is of one run
+run.json                        head of the record and sizes, for a folder is of one run; seconds it took so far
 seed-0/scores.json              right answers in percent
 seed-0/seconds.json             time spent by stage
 seed-0/adapters/<name>/         PEFT folders
 seed-0/fits/<group>.<row>.json  learned weights
 
-Several processes may go on with a run at the same time, each with seeds of its own: what they write is in their seeds' folders.
+Processes go on with a run at the same time, each with a seed of its own: what they write is in their seed's folder.
 """
 
 import dataclasses
@@ -48,17 +48,24 @@ class Work:
         path = folder / "run.json"
         run = _read(path)
         if run is None:
-            _write(path, run := {"head": dict(head), "sizes": wanted})
+            _write(path, run := {"head": dict(head), "sizes": wanted, "seconds": 0.0})
         if run["sizes"] != wanted:
             raise StudyError(f"{folder} is of a run with other sizes; choose another --work")
         self.head: dict[str, Any] = run["head"]
+        self.wall_seconds: float = run["seconds"]
         self._scores: list[dict[str, Score]] = [_read(self._of(seed, "scores")) or {} for seed in range(sizes.seeds)]
         self._seconds: list[dict[str, float]] = [_read(self._of(seed, "seconds")) or {} for seed in range(sizes.seeds)]
         self.adapter = lru_cache(maxsize=64)(self._adapter)
 
+    def took(self, seconds: float) -> None:
+        """Count what a call took from its beginning to its end; for one process at a time."""
+        self.wall_seconds += seconds
+        path = self.folder / "run.json"
+        _write(path, _read(path) | {"seconds": self.wall_seconds})
+
     @property
     def seconds(self) -> dict[str, float]:
-        """Time spent so far by stage, of all seeds together."""
+        """Time spent so far by stage, of all seeds together, as if it had been one after another."""
         return {stage: sum(of.get(stage, 0.0) for of in self._seconds) for stage in dict.fromkeys(chain(*self._seconds))}
 
     def spent(self, seed: int, stage: str, seconds: float) -> None:

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -112,7 +113,6 @@ def bench_composition(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="Much less of everything, to see that it runs; for a CPU.")] = False,
     seconds: Annotated[float | None, typer.Option(help="Begin nothing after so many; the same command goes on.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this one; others may run beside; repeatable.")] = None,
     work: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder, from which it goes on.")] = _WORK / "composition",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where composition.json goes.")] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the plots go.")] = None,
@@ -123,10 +123,9 @@ def bench_composition(
     except ImportError as error:
         raise ConfigError(f"the study needs {error.name}: pip install 'loramix[examples]'") from error
     runner.bench(
-        data=data, model=model, work=work, device=device_of(device), seconds=seconds, seeds=seed, quick=quick,
-        out=out, plots=plots,
+        data=data, model=model, work=work, device=device_of(device), seconds=seconds, quick=quick, out=out, plots=plots,
         command="loramix bench composition " + shlex.join(sys.argv[3:]),
-        say=lambda text: print(text, flush=True),
+        say=partial(print, flush=True),
     )  # fmt: skip
 
 

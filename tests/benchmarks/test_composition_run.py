@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from skills import DataError
 
 from benchmarks.composition import __main__, record
 from benchmarks.composition.groups import groups
-from benchmarks.composition.run import Options, left, run
+from benchmarks.composition.run import Options, _side_by_side, left, run
 from benchmarks.composition.study import FULL, PAIRS, QUICK, SETS
 from benchmarks.composition.work import StudyError, Work
 from merging import METHODS
@@ -25,14 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_na
 
 @pytest.fixture
 def options(data_folder, model_folder, tmp_path) -> Options:
-    return Options(data_folder, model_folder, tmp_path / "work", torch.device("cpu"), SIZES, math.inf, (0,), "command")
+    return Options(data_folder, model_folder, tmp_path / "work", torch.device("cpu"), SIZES, math.inf, "command")
 
 
 @pytest.fixture(scope="module")
 def finished(data_folder, model_folder, tmp_path_factory) -> Work:
     """A run that was not stopped."""
     folder = tmp_path_factory.mktemp("finished")
-    return run(Options(data_folder, model_folder, folder, torch.device("cpu"), SIZES, math.inf, (0,), "command"), silent)
+    return run(Options(data_folder, model_folder, folder, torch.device("cpu"), SIZES, math.inf, "command"), silent)
 
 
 def silent(line: str) -> None:
@@ -83,15 +84,26 @@ def test_adapters_that_are_gone_are_trained_again_for_what_is_left_to_judge(opti
     assert {line.rpartition(" ")[2] for line in lines if "trained" in line} == {"plural", "letter", "opposite"}
 
 
-def test_two_runs_share_a_folder_each_with_its_own_seed(options) -> None:
+def test_seeds_side_by_side_come_to_the_scores_of_one_process(options, finished, capfd) -> None:
     both = dataclasses.replace(options, sizes=dataclasses.replace(SIZES, seeds=2))
-    first = run(dataclasses.replace(both, seeds=(1,)), silent)
-    assert left(first, both.sizes, (1,)) == 0
-    assert left(first, both.sizes, (0,)) == left(first, both.sizes) > 0
-    lines: list[str] = []
-    second = run(dataclasses.replace(both, seeds=(0,)), lines.append)
-    assert left(second, both.sizes) == 0
-    assert not [line for line in lines if "seed 1" in line]
+    Work(both.work, {"benchmark": "composition"}, both.sizes)
+    _side_by_side(both, (0, 1), print)
+    done = Work(both.work, {}, both.sizes)
+    assert left(done, both.sizes) == 0
+    assert scores(done) == scores(finished)
+    assert {"seed 0", "seed 1"} <= {line.partition("] ")[2].partition(":")[0] for line in capfd.readouterr().out.splitlines()}
+
+
+def test_what_a_seed_raises_is_raised_for_all(options) -> None:
+    both = dataclasses.replace(options, data=options.work, sizes=dataclasses.replace(SIZES, seeds=2))
+    Work(both.work, {}, both.sizes)
+    with pytest.raises(DataError, match="instruction-induction"):
+        _side_by_side(both, (0, 1), print)
+
+
+def test_the_time_of_all_calls_is_counted(options) -> None:
+    first = run(dataclasses.replace(options, seconds=0), silent).wall_seconds
+    assert 0 < first < run(options, silent).wall_seconds
 
 
 def test_a_folder_of_other_sizes_is_refused(options) -> None:
