@@ -1,7 +1,6 @@
 """What the end-to-end tests start: `loramix serve` with the example model, on the CPU."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -32,13 +31,6 @@ class LiveServer(ServerProcess):
         """The server's own process, and all that it has started."""
         process = psutil.Process(self._process.pid)
         return [process, *process.children(recursive=True)]
-
-    def kill(self) -> None:
-        """Kill every process at once, as when the machine goes down."""
-        family = self.processes()
-        for each in reversed(family):
-            each.send_signal(signal.SIGKILL)
-        psutil.wait_procs(family, timeout=20)
 
     def ended(self, seconds: float) -> int:
         """Its exit code, once it has ended by itself."""
