@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from merging import AdapterError, LoraModule
+from merging.adapter import bits
 from merging.peft_folder import CONFIG, WEIGHTS, read_adapter
 
 LARGEST_ENTRY = 1000.0
@@ -65,9 +70,9 @@ def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
     adapter = read_adapter(folder)
     modules = adapter.modules
     for name, module in modules.items():
-        if not (bound := _largest_entry(module)) <= LARGEST_ENTRY:  # not the other way round: it may be NaN
+        if (bound := _largest_entry(module)) > LARGEST_ENTRY:
             raise AdapterError(
-                f"adapter {folder}: ΔW of {name} has entries of up to {bound:.4g}, over {LARGEST_ENTRY:g}, with which the "
+                f"adapter {folder}: ΔW of {name} may have entries of up to {bound:.4g}, over {LARGEST_ENTRY:g}, with which the "
                 "model would overflow; train or export the adapter again"
             )
     return Survey(
@@ -80,6 +85,12 @@ def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
 
 
 def _largest_entry(module: LoraModule) -> float:
-    """No entry of ΔW is larger: the largest of the rows of B times the largest of the columns of A."""
-    largest_a, largest_b = (factor.float().norm(dim=dim).max() for factor, dim in ((module.a, 0), (module.b, 1)))
-    return abs(module.scaling) * float(largest_a) * float(largest_b)
+    """No entry of ΔW is larger: a bound that takes one look at each factor."""
+    return abs(module.scaling) * module.rank * _largest(module.a) * _largest(module.b)
+
+
+def _largest(factor: Tensor) -> float:
+    """The largest absolute value: finite numbers without their sign are in the order of their bits."""
+    own = bits(factor)
+    largest = np.bitwise_and(own, np.iinfo(own.dtype).max).max()
+    return float(torch.from_numpy(np.array(largest)).view(factor.dtype))
