@@ -31,7 +31,8 @@ class Metrics:
         line: builds that wait for a slot now.
         adapters, presets: that requests can name now.
         refused: requests refused, by reason: `rate` (new merges of one client), `queue` (builds in line), `deadline`,
-            `draining` (the server stops), `memory` (of the device), `body` (its size), `recipe` (a limit on recipes).
+            `draining` (the server stops), `engine` (it has died), `memory` (of the device), `body` (its size), `recipe` (a
+            limit on recipes).
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:

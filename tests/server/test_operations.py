@@ -26,7 +26,7 @@ def test_every_metric_is_explained_and_every_one_explained_exists() -> None:
 def test_refusals_are_named_as_they_are_counted() -> None:
     raised = [
         errors.RateLimitedError("", 1), errors.OverloadedError(""), errors.OutOfMemoryError(""), errors.DrainingError(""),
-        errors.BusyError(""), errors.TooLargeError(""), errors.LimitError("", "rank"),
+        errors.EngineDiedError(""), errors.BusyError(""), errors.TooLargeError(""), errors.LimitError("", "rank"),
     ]  # fmt: skip
     row = next(line for line in TEXT.splitlines() if line.startswith("| `loramix_refused_total"))
     assert {errors.refusal_of(error) for error in raised} == set(re.findall(r"`([a-z]+)`", row))
