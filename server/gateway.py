@@ -7,6 +7,7 @@ A body over the server's limit is refused as soon as that is known, and every re
 
 import asyncio
 import json
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from merging import LoramixError
 from server.caller import caller_of
 from server.composer import Lease
 from server.errors import DrainingError, RequestError, TooLargeError, body_of, headers_of, refusal_of, status_of
+from server.first_token import kind_of, timed
 from server.service import Service
 
 # What vLLM serves for text generation; and the routes that only read text, for which no adapter need be merged.
@@ -41,6 +43,7 @@ class Gateway:
             return
         service: Service = scope["app"].state.loramix
         caller = caller_of(scope)
+        metrics, started = service.composer.metrics, time.perf_counter()
         lease, gone = None, None
         try:
             if service.draining.is_set():
@@ -52,6 +55,7 @@ class Gateway:
                 payload = _parsed(body)
                 recipe = None if payload is None else service.recipe_of(payload, caller)
             if payload is None or recipe is None:
+                send = timed(send, started, metrics.first_token.labels(kind="base", tier="none"))
                 await self.app(scope, _replay(body, receive), send)
                 return
             payload.pop("lora", None)
@@ -66,10 +70,11 @@ class Gateway:
             if lease is None:
                 return
             payload["model"] = lease.name
+            send = timed(send, started, metrics.first_token.labels(kind=kind_of(recipe), tier=lease.tier))
             await self.app(scope, _replay(_encoded(payload), receive, gone), _with_headers(send, lease))
         except LoramixError as error:
             if (reason := refusal_of(error)) is not None:
-                service.composer.metrics.refused.labels(reason=reason).inc()
+                metrics.refused.labels(reason=reason).inc()
             await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
         finally:
             if gone is not None:
