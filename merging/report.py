@@ -9,7 +9,7 @@ Shape suffixes as in pool.py.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,8 +87,17 @@ class ModuleReport:
     sources: Mapping[str, Overlap]
 
 
-def explain(adapters: Mapping[str, LoraAdapter], spec: MergeSpec, *, device: torch.device | str = "cpu") -> list[ModuleReport]:
+def explain(
+    adapters: Mapping[str, LoraAdapter],
+    spec: MergeSpec,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> list[ModuleReport]:
     """Merge `spec` in float32 and compare the result with each of its adapters, module by module in the order of names.
+
+    Args:
+        progress: told how many modules more have been compared, now and then.
 
     Raises:
         RecipeError: where the spec cannot be merged.
@@ -111,6 +120,8 @@ def explain(adapters: Mapping[str, LoraAdapter], spec: MergeSpec, *, device: tor
                     {n: replace(column[row], shared_units=shared.get((module, n), 0)) for n, column in sources.items()},
                 )
             )
+        if progress is not None:
+            progress(len(pool.modules))
     return sorted(reports, key=lambda report: report.module)
 
 

@@ -57,7 +57,9 @@ def _admit(scope: Scope, keys: Keys) -> Caller:
     """
     path = get_route_path(scope)
     if _below(path, *CLOSED):
-        raise ForbiddenError("adapters are not loaded this way here: requests name those that the server was started with")
+        raise ForbiddenError(
+            "adapters are not loaded this way here: requests name them, and admins add them (POST /v1/lora/adapters)"
+        )
     if path in OPEN:
         return caller_of(scope)
     caller = _holder(scope, keys) if keys else caller_of(scope)

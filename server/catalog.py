@@ -4,13 +4,14 @@ An adapter's name exists only once the whole adapter has been checked. Its facto
 reads them when a merge needs them, and holds them to the digest seen at the check.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from merging import DTYPES, AdapterError, MergeSpec, check_rank
 from merging.errors import nearest, shown
 from merging.spec import MAX_TERMS
+from server.adaptable import Adaptable
 from server.caller import ANYONE, Caller
 from server.errors import LimitError, UnknownModelError
 from server.grammar import is_name, readable, readable_sum
@@ -31,11 +32,22 @@ class Source:
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A checked adapter: its source, the rank of each of its modules, and d_out + d_in of all of them together."""
+    """A checked adapter.
+
+    Attributes:
+        base_model: that it says it was trained on, if it says.
+        ranks: by module. width: d_out + d_in of all modules together.
+    """
 
     source: Source
+    base_model: str | None
     ranks: Mapping[str, int]
     width: int
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(self.ranks.values())
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Recipe:
 
 
 class Catalog:
-    """Adapters by name.
+    """Adapters by name. `check` may be called on any thread, all else on the event loop alone.
 
     Args:
         modules: (d_out, d_in) by module name, as the engine's model has them.
@@ -68,6 +80,9 @@ class Catalog:
         dtype: the engine's LoRA dtype by torch's name.
         reserved: names that no adapter may take (the base model's).
         max_adapters: adapters in one recipe at most.
+
+    Attributes:
+        model: what it can adapt. reserved: as given.
     """
 
     def __init__(
@@ -78,10 +93,9 @@ class Catalog:
         reserved: frozenset[str],
         max_adapters: int = MAX_TERMS,
     ) -> None:
-        self._modules = modules
-        self._max_rank = max_rank
+        self.model = Adaptable(modules, max_rank)
         self._dtype = dtype
-        self._reserved = reserved
+        self.reserved = reserved
         self._max_adapters = max_adapters
         self._entries: dict[str, CatalogEntry] = {}
 
@@ -97,16 +111,35 @@ class Catalog:
         """
         if not is_name(name):
             raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-' only")
-        if name in self._entries or name in self._reserved:
+        if name in self._entries or name in self.reserved:
             raise AdapterError(f"adapter name {name!r} is taken; give {path} another with --adapter NAME=PATH")
-        found = survey(path)
+        self.put(self.check(name, path, survey))
+
+    def check(self, name: str, path: Path, look: Callable[[Path], Survey]) -> CatalogEntry:
+        """The PEFT folder `path`, checked against the model, whole, as the adapter `name`; it is not added.
+
+        Raises:
+            AdapterError: naming the adapter, the reason and the remedy.
+        """
+        found = look(path)
         try:
-            self._check(found)
+            self.model.check(found)
         except AdapterError as error:
             raise AdapterError(f"adapter {path}: {error}") from None
-        self._entries[name] = CatalogEntry(
-            Source(name, path.resolve(), found.digest, found.nbytes), found.ranks, sum(map(sum, found.shapes.values()))
-        )
+        source = Source(name, path.resolve(), found.digest, found.nbytes)
+        return CatalogEntry(source, found.base_model, found.ranks, sum(map(sum, found.shapes.values())))
+
+    def put(self, entry: CatalogEntry) -> None:
+        """Have its name mean this adapter from now on."""
+        self._entries[entry.source.name] = entry
+
+    def remove(self, name: str) -> None:
+        """Have the name mean nothing from now on."""
+        del self._entries[name]
+
+    def has(self, digest: str) -> bool:
+        """Whether any name means this content."""
+        return any(entry.source.digest == digest for entry in self._entries.values())
 
     def resolve(self, spec: MergeSpec, caller: Caller = ANYONE) -> Recipe:
         """What `spec` means today. An adapter that `caller` may not use is as one that is not there.
@@ -128,37 +161,13 @@ class Catalog:
                 raise UnknownModelError(f"no adapter {shown(term.adapter)} here{nearest(term.adapter, usable)}")
         entries = {term.adapter: self._entries[term.adapter] for term in spec.terms}
         rank = check_rank(spec, {name: entry.ranks for name, entry in entries.items()})
-        if rank > self._max_rank:
-            fitting = f"svd-{self._max_rank}({readable_sum(spec)})"
+        if rank > self.model.max_rank:
+            fitting = f"svd-{self.model.max_rank}({readable_sum(spec)})"
             raise LimitError(
-                f"{readable(spec)} has rank {rank}, over this server's {self._max_rank}; use {fitting}, "
+                f"{readable(spec)} has rank {rank}, over this server's {self.model.max_rank}; use {fitting}, "
                 f"the nearest of that rank, or start the server with --max-lora-rank {rank} or more",
                 "rank",
             )
         key = spec.key({name: entry.source.digest for name, entry in entries.items()}, self._dtype)
         nbytes = rank * max(entry.width for entry in entries.values()) * DTYPES[self._dtype].itemsize
         return Recipe(spec, key, tuple(entries[term.adapter].source for term in spec.terms), nbytes)
-
-    def _check(self, adapter: Survey) -> None:
-        trained_on = adapter.base_model or "another base model"
-        unknown = [name for name in adapter.shapes if name not in self._modules]
-        if len(unknown) == len(adapter.shapes):
-            raise AdapterError(
-                f"none of its {len(unknown)} modules ({unknown[0]}, …) is one that this model can adapt, "
-                f"so it would have no effect; it was trained on {trained_on}"
-            )
-        if unknown:
-            raise AdapterError(
-                f"{unknown[0]} and {len(unknown) - 1} more of its modules are none that this model can adapt; train it without"
-            )
-        for name, shape in adapter.shapes.items():
-            if shape != tuple(self._modules[name]):
-                raise AdapterError(
-                    f"{name} is {shape}, but {tuple(self._modules[name])} in this model: it was trained on {trained_on}; "
-                    "serve that one"
-                )
-        if adapter.rank > self._max_rank:
-            raise AdapterError(
-                f"rank {adapter.rank} is over this server's {self._max_rank}; "
-                f"start it with --max-lora-rank {adapter.rank} or more"
-            )

@@ -1,5 +1,6 @@
 """The command `loramix`: one file a subcommand under server/commands/."""
 
+import logging
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -9,7 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from merging import LoramixError
+from server import logs, start_fault
 from server.commands import bench, explain, fit, inspect, merge, serve, tune
+
+# The processes that vLLM starts import this file before anything else.
+logs.join()
+start_fault.watch()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
@@ -26,6 +32,9 @@ def main() -> None:
     try:
         app()
     except LoramixError as error:
+        if logs.is_json():
+            logging.getLogger("vllm.loramix").critical("%s", error)
+            sys.exit(2)
         Console(stderr=True, highlight=False).print(Text("loramix:", "bold red"), str(error), markup=False, soft_wrap=True)
         sys.exit(2)
 

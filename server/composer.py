@@ -10,42 +10,20 @@ Runs on one event loop and awaits nothing between looking at its state and chang
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from server.catalog import Recipe
-from server.engine import Engine
+from server.engine import Engine, Resident
 from server.errors import BusyError, OutOfMemoryError, OverloadedError
+from server.lease import Built, Lease
 from server.metrics import Metrics
 from server.rate import ColdMergeRate
 from server.slots import Entry, Slots
 
-
-@dataclass
-class Lease:
-    """The right to use a resident adapter until `release`; releasing twice does no harm.
-
-    Attributes:
-        name: what to call it in the engine.
-        key: its content key.
-        tier: where it came from: `device` (it was resident), `disk` (this request waited for it to come from the disk cache) or
-            `merged` (this request waited for the merge).
-        waited_ms: milliseconds this request waited for the build; 0 for `device`.
-    """
-
-    name: str
-    key: str
-    tier: str
-    waited_ms: float
-    _client: str
-    _composer: "Composer"
-    _entry: Entry | None
-
-    def release(self) -> None:
-        if self._entry is not None:
-            entry, self._entry = self._entry, None
-            self._composer._release(entry, self._client)
+logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
 
 
 class Composer:
@@ -59,6 +37,9 @@ class Composer:
         longest_line: builds that wait for a slot at most.
         builds_per_minute: that each client may begin; None for no limit.
         clock: seconds, monotonic.
+
+    Attributes:
+        retired: digests of source adapters that have lost their name; of them nothing new is merged.
     """
 
     def __init__(
@@ -74,9 +55,19 @@ class Composer:
         self._engine = engine
         self._timeout = timeout
         self.metrics = metrics
+        self.retired: set[str] = set()
         self._entries: dict[str, Entry] = {}
         self._slots = Slots(slots, longest_line, metrics, self._forget, clock)
         self._rate = ColdMergeRate(builds_per_minute, clock) if builds_per_minute is not None else None
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """What is resident or being built, by content key."""
+        return self._entries
+
+    @property
+    def slots(self) -> Slots:
+        return self._slots
 
     async def ensure(self, recipe: Recipe, client: str) -> Lease:
         """A lease of `recipe` for `client`, built if it is not resident.
@@ -88,6 +79,8 @@ class Composer:
             BusyError: when the wait is over before the build.
             LoramixError: what the build raised; the next request for the key tries again.
         """
+        if not self.retired.isdisjoint(source.digest for source in recipe.sources):  # since the recipe was looked up
+            raise BusyError(f"an adapter of {recipe.name} has just been replaced or deleted; try again")
         entry = self._entries.get(recipe.key)
         hit = entry is not None and entry.resident is not None
         self.metrics.cache_requests.labels(tier="device", result="hit" if hit else "miss").inc()
@@ -98,7 +91,8 @@ class Composer:
             entry.build = asyncio.create_task(self._build(entry))
         self._slots.lease(entry, client)
         self.metrics.leases.inc()
-        lease = Lease(entry.recipe.name, recipe.key, "device" if hit else "merged", 0.0, client, self, entry)
+        end = partial(self._release, entry, client)
+        lease = Lease(entry.recipe.name, recipe.key, "device" if hit else "merged", 0.0, end)
         if hit:
             return lease
         started = time.perf_counter()
@@ -111,10 +105,26 @@ class Composer:
         except BaseException:
             lease.release()
             raise
-        if entry.resident is not None and entry.resident.disk == "hit":
+        assert entry.resident is not None, "its build has ended well"
+        if entry.resident.disk == "hit":
             lease.tier = "disk"
+        lease.built = Built(entry.had_slot, entry.was_done, entry.resident.seconds)
         lease.waited_ms = (time.perf_counter() - started) * 1e3
         return lease
+
+    async def evict(self, entry: Entry) -> None:
+        """Take out of its slot, pinned or not, what is resident and not leased."""
+        resident = entry.resident
+        assert resident is not None, "it is resident"
+        assert not entry.leases, "nobody uses it"
+        self._forget(entry)
+        entry.resident = None  # nobody can be given its slot before the engine has let go of it
+        left: Resident | None = resident
+        try:
+            await self._engine.evict(resident)
+            left = None
+        finally:
+            self._slots.put_back(entry, left)
 
     async def settled(self) -> None:
         """Returns once no build is under way, nor waits for a slot."""
@@ -125,6 +135,7 @@ class Composer:
         method = entry.recipe.spec.method.name
         try:
             victim = await self._slots.take(entry)
+            entry.had_slot = time.time_ns()
             try:
                 resident = await self._engine.build(entry.recipe, victim)
             except BaseException:
@@ -133,9 +144,13 @@ class Composer:
         except BaseException as error:
             if self._entries.get(entry.recipe.key) is entry:  # not dropped
                 del self._entries[entry.recipe.key]
-            self.metrics.merges.labels(method=method, outcome=_outcome(error)).inc()
+            outcome = _outcome(error)
+            self.metrics.merges.labels(method=method, outcome=outcome).inc()
+            if outcome in ("error", "oom"):
+                reason = str(error)  # whoever keeps the record would keep the error's frames as well
+                logger.warning("%s could not be merged: %s", entry.recipe.name, reason)
             raise
-        entry.resident = resident
+        entry.resident, entry.was_done = resident, time.time_ns()
         self.metrics.merges.labels(method=method, outcome="ok").inc()
         self.metrics.add(resident)
 

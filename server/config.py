@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from merging import METHODS
+from merging.errors import nearest
 from merging.spec import MAX_TERMS
 from server.errors import ConfigError
 
@@ -32,7 +34,17 @@ class Settings(BaseSettings):
     adapter_gpu_gib: float = Field(default=2.0, gt=0, description="GPU memory for source adapters, GiB on each GPU.")
     cache_dir: Path | None = Field(default=None, description="Folder in which merged adapters outlive the server.")
     cache_disk_gib: float = Field(default=20.0, gt=0, description="Disk space for merged adapters, GiB.")
+    adapter_root: list[Path] = Field(default_factory=list, description="More folders below which admins may add adapters.")
+    hub_allow: list[str] = Field(default_factory=list, description="Patterns of ORG/REPO from which admins may add adapters.")
+    state_dir: Path | None = Field(default=None, description="Folder of the adapters and presets that admins added.")
     keys_file: Path | None = Field(default=None, description="TOML file of the keys that open this server.")
+
+    @field_validator("default_method")
+    @classmethod
+    def _is_a_method(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no merge method of that name{nearest(name, METHODS)}")
+        return name
 
     @classmethod
     def read(cls, **given: Any) -> "Settings":
@@ -46,8 +58,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
+            message = first["msg"].removeprefix("Value error, ").lower()
             raise ConfigError(
-                f"--{name.replace('_', '-')} (LORAMIX_{name.upper()}): {first['msg'].lower()} (got {first['input']!r})"
+                f"--{name.replace('_', '-')} (LORAMIX_{name.upper()}): {message} (got {first['input']!r})"
             ) from error
 
     @property

@@ -1,6 +1,6 @@
 """What the server needs of an engine, free of vLLM: facts about the model, and merging into its slots."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -55,5 +55,17 @@ class Engine(Protocol):
         """Merge `recipe` into the slot of `victim`, or into a free one; callable by name from then on.
 
         Where it raises LoramixError, or is cancelled, it leaves that slot free, and ends only once nobody writes it any more.
+        """
+        ...
+
+    async def evict(self, resident: Resident) -> None:
+        """Empty the slot of what no request uses; nobody can call it by its name from now on."""
+        ...
+
+    async def forget(self, digests: Collection[str]) -> Mapping[str, int]:
+        """Free the memory of adapters by what the store knows them by: digests of sources, keys of merged ones from disk.
+
+        Returns:
+            what the others take up, by tier.
         """
         ...

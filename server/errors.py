@@ -7,14 +7,17 @@ LoramixError (merging)
 ├── AdapterError (merging)    400   a source adapter turned out to be unusable
 ├── RequestError              400   the request's body is at fault
 ├── UnauthorizedError         401   the request has no key of this server
-├── ForbiddenError            403   its key does not open this route
+├── ForbiddenError            403   its key does not open this route, or adapters may not come from there
 ├── UnknownModelError         404   no base model, adapter or preset of that name
+├── NotFoundError             404   what an admin names is not there
+├── ConflictError             409   what an admin asks for does not go with what is there
 ├── TooLargeError             413   the request's body is larger than this server reads
 ├── RateLimitedError          429   the client has had its merges of this minute; says when to try again
 ├── BusyError                 503   every slot is in use, or building took too long; try again
 │   ├── OverloadedError       503   too many merges wait for a slot already; try again
 │   ├── DrainingError         503   the server is being shut down; ask another
 │   └── OutOfMemoryError      503   the device has no memory left for the merge; try again
+├── StateError                500   the state folder could not be written
 └── ConfigError               —     the server cannot start as it was told to
 """
 
@@ -57,11 +60,19 @@ class UnauthorizedError(LoramixError):
 
 
 class ForbiddenError(LoramixError):
-    """A route that is closed, or that the request's key does not open."""
+    """A route that is closed, or that the request's key does not open; or a place from which adapters may not be added."""
 
 
 class UnknownModelError(LoramixError):
     """A name that is neither base model, adapter nor preset."""
+
+
+class NotFoundError(LoramixError):
+    """An adapter, preset or merged adapter that an admin names and that is not there."""
+
+
+class ConflictError(LoramixError):
+    """A change that does not go with what is there; the message says what has to go first."""
 
 
 class TooLargeError(LoramixError):
@@ -92,6 +103,10 @@ class OutOfMemoryError(BusyError):
     """The device had no memory left for a merge."""
 
 
+class StateError(LoramixError):
+    """The state folder could not be written, and nothing was changed."""
+
+
 class ConfigError(LoramixError):
     """The server cannot start as it was told to."""
 
@@ -103,8 +118,10 @@ def status_of(error: LoramixError) -> HTTPStatus:
             return HTTPStatus.UNAUTHORIZED
         case ForbiddenError():
             return HTTPStatus.FORBIDDEN
-        case UnknownModelError():
+        case UnknownModelError() | NotFoundError():
             return HTTPStatus.NOT_FOUND
+        case ConflictError():
+            return HTTPStatus.CONFLICT
         case TooLargeError():
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         case RateLimitedError():
@@ -121,7 +138,7 @@ def body_of(error: LoramixError) -> dict[str, Any]:
     status = status_of(error)
     kinds = {
         400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError",
-        413: "RequestTooLargeError", 429: "RateLimitError",
+        409: "ConflictError", 413: "RequestTooLargeError", 429: "RateLimitError",
         503: "ServiceUnavailableError",
     }  # fmt: skip
     param = "model" if isinstance(error, UnknownModelError) else getattr(error, "param", None)

@@ -14,14 +14,16 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path  # as the router sees a path: without --root-path
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from merging import LoramixError
+from server.body import read_body
 from server.caller import caller_of
-from server.composer import Lease
-from server.errors import DrainingError, RequestError, TooLargeError, body_of, headers_of, refusal_of, status_of
+from server.errors import DrainingError, RequestError, body_of, headers_of, refusal_of, status_of
 from server.first_token import kind_of, timed
+from server.lease import Lease
+from server.request_id import facts_of
 from server.service import Service
 
 # What vLLM serves for text generation; and the routes that only read text, for which no adapter need be merged.
@@ -44,16 +46,20 @@ class Gateway:
         service: Service = scope["app"].state.loramix
         caller = caller_of(scope)
         metrics, started = service.composer.metrics, time.perf_counter()
+        facts = facts_of(scope)
         lease, gone = None, None
         try:
             if service.draining.is_set():
                 raise DrainingError("this server is being shut down and takes nothing new; ask another, or try again shortly")
-            body = await _read(scope, receive, service.max_body_bytes)
+            body = await read_body(scope, receive, service.max_body_bytes)
             if body is None:
                 return  # the client left before it had sent everything
+            facts.read = time.time_ns()
             with _too_deep_is_refused():
                 payload = _parsed(body)
-                recipe = None if payload is None else service.recipe_of(payload, caller)
+                facts_of(scope, payload)
+                recipe = facts.recipe = None if payload is None else service.recipe_of(payload, caller)
+            facts.parsed = time.time_ns()
             if payload is None or recipe is None:
                 send = timed(send, started, metrics.first_token.labels(kind="base", tier="none"))
                 await self.app(scope, _replay(body, receive), send)
@@ -66,13 +72,14 @@ class Gateway:
             if payload.get("background"):
                 raise RequestError("background responses outlive their adapter's lease; send background: false", "background")
             gone = asyncio.create_task(_next(receive))  # the next message can only be that the client left
-            lease = await _unless(gone, service.composer.ensure(recipe, caller.name))
+            lease = facts.lease = await _unless(gone, service.composer.ensure(recipe, caller.name))
             if lease is None:
                 return
             payload["model"] = lease.name
             send = timed(send, started, metrics.first_token.labels(kind=kind_of(recipe), tier=lease.tier))
             await self.app(scope, _replay(_encoded(payload), receive, gone), _with_headers(send, lease))
         except LoramixError as error:
+            facts.error = error
             if (reason := refusal_of(error)) is not None:
                 metrics.refused.labels(reason=reason).inc()
             await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
@@ -86,32 +93,25 @@ class Gateway:
 async def _unless(gone: asyncio.Task[Message], ensure: Coroutine[Any, Any, Lease]) -> Lease | None:
     """The lease, or None (and the wait cancelled) where the client leaves first."""
     task = asyncio.create_task(ensure)
-    await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:  # the server ends this request, and nobody is left to take the lease
+        task.add_done_callback(_give_back)
+        task.cancel()
+        raise
     if not task.done():
         task.cancel()
         await asyncio.wait((task,))
     return None if task.cancelled() else task.result()
 
 
+def _give_back(ended: asyncio.Task[Lease]) -> None:
+    if not ended.cancelled() and ended.exception() is None:
+        ended.result().release()
+
+
 async def _next(receive: Receive) -> Message:
     return await receive()
-
-
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body, or None where the client left. Raises TooLargeError once it is known to be over `limit` bytes."""
-    announced = Headers(scope=scope).get("content-length", "")
-    body, more = bytearray(), True
-    too_large = announced.isdecimal() and int(announced[:18]) > limit  # 18 digits are over any limit
-    while more and not too_large:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        too_large = len(body) > limit
-    if too_large:
-        raise TooLargeError(f"the body is over {limit / 2**20:g} MiB; send less, or raise this server's --max-body-mib")
-    return bytes(body)
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from server.disk_tier import DiskTier, NotCachedError, absent_bytes, copy_of
 from server.job import Job
 from server.reader import SourceFile
 from server.reports import Fault, Report
+from server.request_facts import RequestFacts, begin
 from server.store import AdapterStore
 
 logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
@@ -112,6 +113,11 @@ class Merger:
         if self._disk is not None:
             self._disk.leave(lora_id)
 
+    def forget(self, digests: list[str]) -> dict[str, int]:
+        """Free the memory of adapters that nobody will ask for; returns what all others take up, by tier."""
+        self._store.forget(digests)
+        return self._store.used_bytes()
+
     def rebuild(self, lora_id: int) -> LoraAdapter | None:
         """Merge a job of the past again, here and now, into memory of its own; None if it is not remembered."""
         job = self._jobs.get(lora_id)
@@ -133,6 +139,7 @@ class Merger:
 
     def _run(self, flight: _Flight) -> None:
         """One merge from beginning to end, on a helper thread. Nothing is raised: nobody would be there to catch it."""
+        begin(None if flight.job["request_id"] is None else RequestFacts(flight.job["request_id"]))
         state: Literal["done", "failed", "dropped"] = "done"
         fault = None
         try:

@@ -1,5 +1,7 @@
 """Every metric of loramix, on the registry that vLLM's /metrics exports."""
 
+from collections.abc import Mapping
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from server.engine import Resident
@@ -24,12 +26,13 @@ class Metrics:
         source_bytes: what source adapters take up in the memory of each tier.
         cache_requests: look-ups by tier (`device`; on a miss there, `disk`, where that may be quicker than merging) and result
             (`hit`, `miss`).
-        evictions: merged adapters that left their slot for another.
+        evictions: merged adapters that left their slot, for another or because they were told to.
         resident: merged adapters in the engine's slots now, by method.
         resident_bytes: bytes of these slots.
         waiting: requests that wait for a build now.
         leases: requests that hold a merged adapter now, waiting ones included.
         line: builds that wait for a slot now.
+        adapters, presets: that requests can name now.
         refused: requests refused, by reason: `rate` (new merges of one client), `queue` (builds in line), `deadline`,
             `draining` (the server stops), `memory` (of the device), `body` (its size), `recipe` (a limit on recipes).
         first_token: time to the first token of a streamed answer, by kind (`base`, `adapter`, `composition`) and where its
@@ -60,6 +63,8 @@ class Metrics:
         self.waiting = Gauge("loramix_waiting_requests", "Requests that wait for a merge.", registry=registry)
         self.leases = Gauge("loramix_leases", "Leases of merged adapters held by requests.", registry=registry)
         self.line = Gauge("loramix_merge_queue_length", "Builds that wait for a slot.", registry=registry)
+        self.adapters = Gauge("loramix_adapters", "Adapters that requests can name.", registry=registry)
+        self.presets = Gauge("loramix_presets", "Presets that requests can name.", registry=registry)
         self.refused = Counter("loramix_refused_total", "Requests refused, by reason.", ["reason"], registry=registry)
         self.first_token = Histogram(
             "loramix_first_token_seconds", "Time to first token.", ["kind", "tier"], buckets=_SECONDS, registry=registry
@@ -83,10 +88,14 @@ class Metrics:
             self.cache_requests.labels(tier="disk", result=resident.disk).inc()
         for tier, count in resident.sources.items():
             self.source_requests.labels(tier=tier).inc(count)
-        for tier, nbytes in resident.source_bytes.items():
-            self.source_bytes.labels(tier=tier).set(nbytes)
+        self.show_source_bytes(resident.source_bytes)
         self.resident.labels(method=method).inc()
         self.resident_bytes.inc(resident.nbytes)
+
+    def show_source_bytes(self, used_bytes: Mapping[str, int]) -> None:
+        """Say what source adapters take up now, by tier."""
+        for tier, nbytes in used_bytes.items():
+            self.source_bytes.labels(tier=tier).set(nbytes)
 
     def remove(self, resident: Resident) -> None:
         """Count one that leaves its slot."""

@@ -34,9 +34,13 @@ class PresetFile(BaseModel):
     @classmethod
     def of(cls, spec: MergeSpec, digests: Mapping[str, str], fit: dict[str, Any]) -> "PresetFile":
         """The file of a spec; options that are the defaults are left out."""
-        adapters = [WeightedAdapter(name=term.adapter, weight=term.plain_weight) for term in spec.terms]
-        recipe = LoraObject(method=spec.method.name, adapters=adapters, options=changed_options(spec))
-        return cls(recipe=recipe, adapters={term.adapter: digests[term.adapter] for term in spec.terms}, fit=fit)
+        return cls(recipe=lora_object(spec), adapters={term.adapter: digests[term.adapter] for term in spec.terms}, fit=fit)
+
+
+def lora_object(spec: MergeSpec) -> LoraObject:
+    """The body object that says the same as a spec; options that are the defaults are left out."""
+    adapters = [WeightedAdapter(name=term.adapter, weight=term.plain_weight) for term in spec.terms]
+    return LoraObject(method=spec.method.name, adapters=adapters, options=changed_options(spec))
 
 
 def changed_options(spec: MergeSpec) -> dict[str, Any]:

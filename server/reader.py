@@ -39,7 +39,7 @@ class SourceFile(NamedTuple):
         if adapter.digest != self.digest:
             raise AdapterError(
                 f"adapter {self.name!r} in {self.folder} has changed since it was checked; "
-                "restart the server to serve the new version"
+                "add it again (POST /v1/lora/adapters) or restart the server to serve the new version"
             )
         return adapter.to("cpu")
 

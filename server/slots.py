@@ -6,7 +6,7 @@ Runs on one event loop and awaits nothing between looking at its state and chang
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from server.catalog import Recipe
@@ -24,15 +24,20 @@ class Entry:
     """A recipe that is being built, or resident.
 
     Attributes:
+        had_slot, was_done: when its build had a slot, and when it had ended, in ns since the epoch.
         leases: how many each client has.
         last_used: by the clients that used it last, MAX_USERS at most, the latest at the end.
+        pinned: whether it stays though nobody leases it.
     """
 
     recipe: Recipe
     build: asyncio.Task[None] = field(init=False)
     resident: Resident | None = None
+    had_slot: int = 0
+    was_done: int = 0
     leases: Counter[str] = field(default_factory=Counter)
     last_used: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    pinned: bool = False
 
     def lease(self, client: str, change: int, now: float) -> None:
         """Count a lease that begins (1) or ends (-1)."""
@@ -67,6 +72,9 @@ class Slots:
         metrics: where the line's length is shown.
         on_evict: told of each entry that gives way, while it still says what was resident.
         clock: seconds, monotonic.
+
+    Attributes:
+        count: of all slots. clock: as given.
     """
 
     def __init__(
@@ -77,13 +85,24 @@ class Slots:
         on_evict: Callable[[Entry], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.count = count
+        self.clock = clock
         self._free: list[Resident | None] = [None] * count  # empty slots, and those of what gives way to the next build
         self._longest_line = longest_line
         self._metrics = metrics
         self._on_evict = on_evict
-        self._clock = clock
         self._taken: OrderedDict[Entry, None] = OrderedDict()  # by end of the last lease; dropped builds until they let go
         self._line: list[_Turn] = []
+        self._news = asyncio.Event()
+
+    @property
+    def taken(self) -> Collection[Entry]:
+        """Those that have a slot; dropped builds, and what is being evicted, until the slot is free."""
+        return self._taken.keys()
+
+    async def changed(self) -> None:
+        """Returns once a lease has ended or a slot has come back."""
+        await self._news.wait()
 
     async def take(self, entry: Entry) -> Resident | None:
         """Reserve a slot for `entry`: None for an empty one, or what has to leave its slot.
@@ -109,16 +128,18 @@ class Slots:
         del self._taken[entry]
         self._free.append(left)
         self.hand_out()
+        self._tell()
 
     def lease(self, entry: Entry, client: str) -> None:
         """Begin a lease."""
-        entry.lease(client, 1, self._clock())
+        entry.lease(client, 1, self.clock())
 
     def release(self, entry: Entry, client: str) -> None:
         """End a lease; from now on others have been unused for longer."""
-        entry.lease(client, -1, self._clock())
+        entry.lease(client, -1, self.clock())
         if entry in self._taken:
             self._taken.move_to_end(entry)
+        self._tell()
 
     def hand_out(self) -> None:
         """Give slots to those in line, as far as there are any for them."""
@@ -126,6 +147,10 @@ class Slots:
         while self._line and self._hand_out_one():
             pass
         self._metrics.line.set(len(self._line))
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _hand_out_one(self) -> bool:
         entries, slots = list(self._taken), self._slots()
@@ -162,13 +187,13 @@ class Slots:
         self._metrics.line.set(len(self._line))
 
     def _users_in_line(self) -> list[frozenset[str]]:
-        return [turn.entry.users(self._clock()) for turn in self._line]
+        return [turn.entry.users(self.clock()) for turn in self._line]
 
     def _slots(self) -> list[Slot]:
-        now = self._clock()
+        now = self.clock()
         return [_slot(entry, entry.users(now)) for entry in self._taken]
 
 
 def _slot(entry: Entry, users: frozenset[str]) -> Slot:
     running = frozenset(entry.leases) or (users if entry.resident is None else frozenset())  # a dropped build was theirs
-    return Slot(users, running, idle=entry.resident is not None and not entry.leases)
+    return Slot(users, running, idle=entry.resident is not None and not entry.leases and not entry.pinned)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from merging import AdapterError
+from merging.peft_folder import CONFIG, WEIGHTS
 from server.config import Settings
 from server.errors import ConfigError
 
@@ -35,7 +35,28 @@ def _local(name: str, source: str) -> Path:
     if os.path.isdir(path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
         return path
     try:
-        return Path(snapshot_download(source, allow_patterns=["adapter_config.json", "adapter_model.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"adapter {name!r}: {source} is no folder here, and the Hub did not give it ({reason})") from error
+        return hub_folder(name, source)
+    except AdapterError as error:
+        raise AdapterError(f"{error}; nor is {source} a folder here") from error
+
+
+def hub_folder(name: str, repository: str, revision: str | None = None, *, fetch: bool = True) -> Path:
+    """Where the Hub's cache has an adapter of the repository ORG/REPO; its last part is the commit.
+
+    Args:
+        name: of the adapter, for the error.
+        revision: commit, branch or tag; None for what the Hub shows.
+        fetch: whether to ask the Hub; else it has to be in the cache.
+
+    Raises:
+        AdapterError: where it cannot be had.
+    """
+    try:
+        files = [CONFIG, WEIGHTS]
+        folder = snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=not fetch)
+    except Exception as error:  # those of its HTTP library come through, and each version has another
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(f"adapter {name!r}: the Hub did not give {repository} ({reason})") from error
+    if not os.path.isfile(os.path.join(folder, CONFIG)):
+        raise AdapterError(f"adapter {name!r}: {repository} on the Hub has no {CONFIG}; name one that PEFT has pushed")
+    return Path(folder)

@@ -96,6 +96,13 @@ class AdapterStore:
         with self._changed:
             return self._where(digest) != "disk"
 
+    def forget(self, digests: Iterable[str]) -> None:
+        """Free what these take up; what is in use stays, and leaves as all else does. Waits for no merge and for no disk."""
+        with self._changed:
+            for digest in digests:
+                for tier in (self._near, self._host):
+                    tier.forget(digest)
+
     def _where(self, digest: str) -> str:
         """The name of the nearest tier that has it, or `disk`. Needs the lock."""
         return next((tier.name for tier in (self._near, self._host) if digest in tier.entries), "disk")

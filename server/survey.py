@@ -39,8 +39,17 @@ def survey(folder: Path) -> Survey:
     try:
         stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
     except (OSError, ValueError):  # reading it says what is wrong
-        return _survey.__wrapped__(folder, ())
+        return survey_anew(folder)
     return _survey(folder, tuple((file.st_mtime_ns, file.st_size) for file in stats))
+
+
+def survey_anew(folder: Path) -> Survey:
+    """As `survey`, of what lies there now: times of files can be set back.
+
+    Raises:
+        AdapterError: see survey.
+    """
+    return _survey.__wrapped__(folder, ())
 
 
 @cache

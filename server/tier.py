@@ -52,6 +52,11 @@ class Tier:
             self.evict(unused)
         return Entry(_laid_over(memory, adapter), memory)
 
+    def forget(self, digest: str) -> None:
+        """Evict it, if it is here and nobody uses it."""
+        if digest in self.entries and self.entries[digest].users == 0:
+            self.evict(digest)
+
     def evict(self, digest: str) -> None:
         self.arena.give(self.entries.pop(digest).memory)
 

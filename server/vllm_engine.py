@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from server.errors import ConfigError, OutOfMemoryError
 from server.job import Job
 from server.merger import OUT_OF_MEMORY
 from server.reports import Fault, Report, Reports
+from server.request_facts import current
 
 _MAX_ID = 2**31 - 1  # vLLM's model runners keep LoRA ids in 32 bits
 
@@ -95,6 +96,14 @@ class VllmEngine:
         self._requests[recipe.name] = LoRARequest(recipe.name, lora_id, f"loramix/{recipe.key}")
         return resident
 
+    async def evict(self, resident: Resident) -> None:
+        self._close(resident)
+        await self._free(resident.lora_id)
+
+    async def forget(self, digests: Collection[str]) -> Mapping[str, int]:
+        used_bytes, *_ = await self._call("loramix_forget", list(digests))
+        return used_bytes  # type: ignore[no-any-return]
+
     async def _merge(self, recipe: Recipe, lora_id: int, victim: Resident | None) -> Resident:
         """Merge into a slot, which is free again where this raises: every worker has let go of it by then."""
         ended = self._reports.expect(lora_id, self._workers)
@@ -141,6 +150,7 @@ def _job(recipe: Recipe, lora_id: int) -> Job:
         lora_id=lora_id,
         key=recipe.key,
         nbytes=recipe.nbytes,
+        request_id=None if (facts := current()) is None else facts.id,
         method=recipe.spec.method.name,
         options=dataclasses.asdict(recipe.spec.options),
         terms=[

@@ -28,6 +28,7 @@ from server.errors import ConfigError
 from server.job import Job
 from server.merger import Merger
 from server.reports import Reporter
+from server.start_fault import first_line
 from server.store import AdapterStore
 from server.vllm_slots import Slots
 from server.warm_up import likely_adapter, likely_specs
@@ -62,9 +63,13 @@ class LoramixWorker:
             if config.fully_sharded_loras:
                 raise ConfigError("--fully-sharded-loras is not supported; start without it")
             self.loramix_slots = Slots(worker_manager._adapter_manager, self.device)
-            store = AdapterStore(self.device, host_bytes, device_bytes)
-        except (LoramixError, MemoryError, torch.OutOfMemoryError) as error:
+        except LoramixError as error:
             return {"error": str(error)}
+        try:
+            store = AdapterStore(self.device, host_bytes, device_bytes)
+        except (MemoryError, RuntimeError) as error:  # torch raises the latter where host memory is short
+            reason = first_line(error)
+            return {"error": f"no memory for source adapters ({reason}); lower --adapter-host-gib or --adapter-gpu-gib"}
         dtype = str(config.lora_dtype).removeprefix("torch.")
         reporter = Reporter(address)
         disk = None if cache_dir is None else _disk_tier(Path(cache_dir), cache_bytes, self, reporter)
@@ -113,6 +118,10 @@ class LoramixWorker:
         self.loramix_merger.leave(lora_id)
         self.loramix_owned.discard(lora_id)
         self.loramix_slots.free(lora_id)
+
+    def loramix_forget(self, digests: list[str]) -> dict[str, int]:
+        """Free the memory of source adapters, at once: it is bookkeeping alone. Returns what the others take up, by tier."""
+        return self.loramix_merger.forget(digests)
 
     def loramix_load(self, request: LoRARequest) -> LoRAModel:
         """In the place of vLLM's `_load_adapter`, which reads a folder inside the engine step.

@@ -2,6 +2,7 @@
 and a gate in front of merges."""
 
 import asyncio
+from collections.abc import Collection, Mapping
 from threading import Event
 from typing import Any, Literal
 
@@ -41,6 +42,8 @@ class FakeEngine:
         self.slots: dict[int, str] = {}  # content key by LoRA id
         self.gates: dict[str, asyncio.Future[None]] = {}
         self.failures: dict[str, BaseException] = {}
+        self.hold_evictions: asyncio.Event | None = None  # set it to let evictions go on
+        self.forgotten: list[set[str]] = []
         self.dropped: list[asyncio.Future[None]] = []  # builds that were cancelled and have not let go of their slot
 
     @property
@@ -72,6 +75,16 @@ class FakeEngine:
         self.slots[lora_id] = recipe.key
         seconds = {"commit": 0.001 * lora_id, "load": 0.0, "merge": 0.0}
         return Resident(recipe, lora_id, seconds, 100, {"host": 2, "disk": 1}, self.disk, {"host": 1000 * lora_id})
+
+    async def evict(self, resident: Resident) -> None:
+        if self.hold_evictions is not None:
+            await self.hold_evictions.wait()
+        del self.slots[resident.lora_id]
+        self.free += 1
+
+    async def forget(self, digests: Collection[str]) -> Mapping[str, int]:
+        self.forgotten.append(set(digests))
+        return {"host": 17}
 
     def finish(self, recipe: Recipe) -> None:
         self.gates.pop(recipe.key).set_result(None)

@@ -57,9 +57,11 @@ def logprobs_of(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None]).squeeze(1)
 
 
-def served_logprobs(server: LiveServer, recipe: str, tokens: list[int]) -> torch.Tensor:
+def served_logprobs(server: LiveServer, recipe: str, tokens: list[int], key: str = "none") -> torch.Tensor:
     body = {"model": recipe, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 0}
-    choice = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).raise_for_status().json()["choices"][0]
+    headers = {"x-api-key": key}
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=120)
+    choice = reply.raise_for_status().json()["choices"][0]
     return torch.tensor(
         [position[str(token)]["logprob"] for position, token in zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)]
     )

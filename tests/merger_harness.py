@@ -81,7 +81,7 @@ def job_of(folders: dict[str, Path], lora_id: int = 1, method: str = "cat", **we
     key = spec.key({name: adapter.digest for name, adapter in adapters.items()}, "bfloat16")
     terms = [(name, weights[name], str(folders[name]), adapter.digest, adapter.nbytes) for name, adapter in adapters.items()]
     nbytes = sum(adapter.nbytes for adapter in adapters.values())
-    return Job(lora_id=lora_id, key=key, nbytes=nbytes, method=method, options={}, terms=terms)
+    return Job(lora_id=lora_id, key=key, nbytes=nbytes, method=method, request_id=None, options={}, terms=terms)
 
 
 def offline(folders: dict[str, Path], method: str, *terms: Term) -> LoraAdapter:

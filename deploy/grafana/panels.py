@@ -127,6 +127,13 @@ ROWS: dict[str, list[Panel]] = {
             "Sources, by where they were found", "Much from disk: more --adapter-host-gib.", "ops",
             {"{{tier}}": "sum by (tier) (rate(loramix_source_requests_total{@}[*]))"},
         ),
+        Panel(
+            "Adapters and presets", "What requests can name. Servers that differ were told different things.", "short",
+            {
+                "adapters, {{instance}}": "max by (instance) (loramix_adapters{@})",
+                "presets, {{instance}}": "max by (instance) (loramix_presets{@})",
+            },
+        ),
     ],
     "Disk cache": [
         Panel(

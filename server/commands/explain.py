@@ -15,7 +15,7 @@ from merging.methods.lego import LegoOptions
 from merging.report import ModuleReport, explain, total
 from server.commands.explain_plot import draw
 from server.commands.heat_map import check_plot
-from server.commands.recipes import Adapters, Device, Expression, Json, device_of, progress_bar, read_recipe
+from server.commands.recipes import Adapters, Device, Expression, Json, device_of, modules_of, progress_bar, read_recipe
 
 
 def explain_command(
@@ -34,8 +34,8 @@ def explain_command(
         check_plot(plot)
     where = device_of(device)
     spec, sources = read_recipe(expression, adapters)
-    with progress_bar("Merging and comparing", None):
-        reports = explain(sources, spec, device=where)
+    with progress_bar("Merging and comparing", modules_of(sources)) as advance:
+        reports = explain(sources, spec, device=where, progress=advance)
     names = [term.adapter for term in spec.terms]
     measures = ["energy", "cosine", "gain"] + ["shared"] * isinstance(spec.options, LegoOptions)
     if plot is not None:

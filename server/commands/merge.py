@@ -9,7 +9,7 @@ import typer
 from merging import DTYPES, RecipeError, merge, save_adapter
 from merging.errors import OutputError, nearest
 from merging.peft_folder import CONFIG
-from server.commands.recipes import Adapters, Device, Expression, Json, device_of, progress_bar, read_recipe
+from server.commands.recipes import Adapters, Device, Expression, Json, device_of, modules_of, progress_bar, read_recipe
 
 
 def merge_command(
@@ -27,8 +27,7 @@ def merge_command(
     _check_place(out, force)
     where = device_of(device)
     spec, sources = read_recipe(expression, adapters)
-    modules = len(set().union(*(adapter.modules for adapter in sources.values())))
-    with progress_bar("Merging", modules) as advance:
+    with progress_bar("Merging", modules_of(sources)) as advance:
         merged = merge(sources, spec, device=where, dtype=DTYPES[dtype], progress=advance).to("cpu")
     try:
         save_adapter(merged, out.resolve(), replace=force)

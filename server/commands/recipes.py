@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -56,12 +56,17 @@ def read_adapters(paths: dict[str, Path]) -> dict[str, LoraAdapter]:
     return adapters
 
 
+def modules_of(adapters: Mapping[str, LoraAdapter]) -> int:
+    """How many modules they adapt together."""
+    return len(set().union(*(adapter.modules for adapter in adapters.values())))
+
+
 @contextlib.contextmanager
-def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's stderr that is gone when the work is done; the function given takes how many more are done.
 
     Args:
-        total: how many there are; None where nobody can tell.
+        total: how many there are.
     """
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

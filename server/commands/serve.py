@@ -14,7 +14,10 @@ from merging import AdapterError
 from merging.spec import MAX_TERMS
 from server.config import Settings
 from server.errors import ConfigError
+from server.kept import Kept
 from server.keys_file import read_keys
+from server.logs import to_json
+from server.preflight import check_cache_dir, check_memory, check_model
 from server.preset_file import names_file, read_preset_file
 from server.sources import adapter_folders
 from server.survey import survey
@@ -58,12 +61,24 @@ def serve(
         typer.Option(metavar="DIR", help="Folder in which merged adapters outlive the server; servers may share it."),
     ] = None,
     cache_disk_gib: Annotated[float, typer.Option(help="Disk space for merged adapters, in GiB.")] = 20.0,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Further folder below which admins may add adapters at run time; repeatable."),
+    ] = None,
+    hub_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="ORG/REPO, or a pattern, that admins may add adapters from; repeatable."),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that keeps the adapters and presets that admins add.")
+    ] = None,
     keys_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", envvar="LORAMIX_KEYS_FILE", help="Keys that open this server, and their limits; see SECURITY.md."
         ),
     ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
 ) -> None:
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
@@ -71,6 +86,8 @@ def serve(
     two of the adapters side by side unless told otherwise), --lora-target-modules (those of the adapters unless told
     otherwise), --api-key, --served-model-name, …
     """
+    if log_json:
+        to_json(os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
     settings = Settings.read(
         adapters=[path.resolve() for path in adapters or ()],
         adapter=_pairs("--adapter", adapter),
@@ -86,11 +103,19 @@ def serve(
         adapter_gpu_gib=adapter_gpu_gib,
         cache_dir=cache_dir and cache_dir.resolve(),
         cache_disk_gib=cache_disk_gib,
+        adapter_root=[path.resolve() for path in adapter_root or ()],
+        hub_allow=hub_allow or [],
+        state_dir=state_dir and state_dir.resolve(),
         keys_file=keys_file and keys_file.resolve(),
     )
     for name, value in settings.model_dump(mode="json").items():
         os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
+    check_model(model)
+    check_memory(settings.adapter_host_bytes)
+    if settings.cache_dir is not None:
+        check_cache_dir(settings.cache_dir)
+    Kept(settings.state_dir)
     ranks, targets = _survey(settings)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch
@@ -99,7 +124,7 @@ def serve(
     if targets:
         defaults["--lora-target-modules"] = sorted(targets)
     own_options = [option for parameter in context.command.params for option in parameter.opts]
-    launch(model, defaults, context.args, own_options, settings.adapter_gpu_bytes)
+    launch(model, defaults, context.args, own_options, settings.adapter_gpu_bytes, log_json)
 
 
 def _pairs(option: str, words: list[str] | None) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from live import LiveServer, refused, serve_command
+from live import ENVIRONMENT, LiveServer, refused, serve_command
 
 from merging import LoraAdapter, load_adapter, save_adapter
 
@@ -28,6 +30,32 @@ def test_a_broken_adapter_is_refused_by_name_before_the_model_is_loaded(model: P
 def test_an_option_that_nobody_knows_is_refused_with_the_nearest(model: Path) -> None:
     assert "unknown option --max-lora-rnk; did you mean '--max-lora-rank'" in refused("serve", model, "--max-lora-rnk", "8")
     assert "unknown option --adaptrs; did you mean '--adapters'" in refused("serve", model, "--adaptrs", "x")
+
+
+def test_what_is_no_model_or_cannot_be_a_cache_is_refused_at_once(model: Path, tmp_path: Path) -> None:
+    assert f"model {tmp_path / 'none'} does not exist" in refused("serve", tmp_path / "none")
+    assert f"model {tmp_path} is a folder without config.json" in refused("serve", tmp_path)
+    assert "--cache-dir /proc/none cannot be written" in refused("serve", model, "--cache-dir", "/proc/none")
+
+
+def test_a_port_in_use_is_refused_before_the_model_is_loaded(model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in refused("serve", model, "--port", str(port))
+
+
+def test_what_a_worker_fails_with_is_the_last_line(model: Path, tmp_path: Path) -> None:
+    for path in model.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:100_000])
+    done = subprocess.run(
+        serve_command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, timeout=300
+    )
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1].startswith("loramix: cannot start: SafetensorError: ")
 
 
 def test_an_option_that_loramix_owns_is_refused(model: Path) -> None:

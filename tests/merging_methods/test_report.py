@@ -25,3 +25,12 @@ def test_report_is_what_dense_matrices_say(method):
             assert overlap.energy == pytest.approx(float(kept / own**2), abs=1e-3)
             assert overlap.cosine == pytest.approx(float((total * source).sum() / own / size), abs=1e-4)
             assert overlap.gain == pytest.approx(float((total * source).sum() / own**2), abs=1e-3)
+
+
+def test_progress_counts_every_module_once():
+    done = []
+    reports = explain(
+        ADAPTERS, MergeSpec.create("cat", [Term("a0"), Term.of("a1", {"*.q_proj": 0, "*": 1})]), progress=done.append
+    )
+    assert sum(done) == len(reports) == len({*ADAPTERS["a0"].modules, *ADAPTERS["a1"].modules})
+    assert len(done) > 1

@@ -9,8 +9,8 @@ import pytest
 from harness import Harness, settle
 
 from merging import AdapterError, LoramixError
-from server.composer import Lease
 from server.errors import BusyError, OverloadedError, RateLimitedError
+from server.lease import Lease
 from server.slots import KEPT_SECONDS
 
 MakeHarness = Callable[..., Harness]

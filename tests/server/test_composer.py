@@ -8,8 +8,8 @@ import pytest
 from harness import Harness, settle
 
 from merging import AdapterError
-from server.composer import Lease
 from server.errors import BusyError, OutOfMemoryError
+from server.lease import Lease
 
 MakeHarness = Callable[..., Harness]
 

@@ -52,6 +52,13 @@ def test_a_setting_that_cannot_be_is_named_as_option_and_as_variable(
         Settings.read()
 
 
+def test_a_default_method_that_there_is_not_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--default-method \(LORAMIX_DEFAULT_METHOD\): no merge method .* did you mean 'lego'"
+    ):
+        Settings.read(default_method="legos")
+
+
 def test_limits_reach_the_plugin_as_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"merge_queue": 3, "cold_merges_per_minute": None, "max_adapters_per_recipe": 2, "max_body_mib": 0.5}
     for name, value in Settings.read(**given).model_dump(mode="json", include=set(given)).items():

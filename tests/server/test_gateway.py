@@ -228,6 +228,22 @@ async def test_a_client_that_leaves_while_its_adapter_is_merged_leaves_no_lease(
     await settle()
 
 
+@pytest.mark.parametrize("ready", [False, True], ids=["while it waits", "as it gets its adapter"])
+async def test_a_request_that_the_server_ends_leaves_no_lease(make_app: MakeApp, ready: bool) -> None:
+    app, harness = make_app(hold=True)
+    connection = Connection(app, {"model": "math"})
+    await settle()
+    assert harness.metric("loramix_leases") == 1
+    if ready:
+        harness.engine.finish(harness.recipe("math"))
+        await asyncio.sleep(0)
+    connection.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connection.task
+    await settle()
+    assert harness.metric("loramix_leases") == harness.metric("loramix_waiting_requests") == 0
+
+
 def add_stream(app: FastAPI) -> asyncio.Event:
     """A streaming handler that sends one chunk, then waits for the event before the last."""
     go_on = asyncio.Event()

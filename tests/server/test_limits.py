@@ -157,7 +157,7 @@ async def test_an_expression_of_any_length_is_refused_before_it_is_read(served: 
 
 
 async def test_more_adapters_than_the_server_merges_are_refused(catalog: Catalog, tmp_path: Any) -> None:
-    few = Catalog(catalog._modules, 8, "bfloat16", frozenset({"tiny"}), max_adapters=2)
+    few = Catalog(catalog.model.modules, 8, "bfloat16", frozenset({"tiny"}), max_adapters=2)
     for seed, name in enumerate(("a", "b", "c")):
         save_adapter(tiny_adapter(2, seed), tmp_path / name)
         few.add(name, tmp_path / name)

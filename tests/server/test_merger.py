@@ -12,6 +12,7 @@ from merging import LoraAdapter, MergeSpec, Term, load_adapter, merge, save_adap
 from server import merger as merger_module
 from server.errors import BusyError
 from server.reports import Report
+from server.request_facts import current
 
 
 @pytest.fixture
@@ -113,6 +114,22 @@ def test_whatever_a_merge_raises_is_reported_and_the_next_one_goes_on(
             assert (report["state"], report["fault"]) == ("failed", {"kind": kind, "message": message, "param": None})
     bench.begin(job_of(folders, 4, math=1.0))
     assert bench.next()["state"] == "done"
+
+
+def test_lines_of_a_merge_are_of_the_request_that_began_it(
+    bench: Bench, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str | None] = []
+
+    def fail(*args: Any) -> None:
+        said.append(None if (facts := current()) is None else facts.id)
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(merger_module, "merge_into", fail)
+    for lora_id, request_id in enumerate(("one", None, "two", "three", None), 1):  # more than there are threads
+        bench.begin({**job_of(folders, lora_id, math=1.0), "request_id": request_id})
+        bench.next()
+    assert said == ["one", None, "two", "three", None]
 
 
 def test_a_dropped_merge_ends_before_its_next_phase(bench: Bench, folders: dict[str, Path], gate: Gate) -> None:

@@ -38,7 +38,7 @@ def test_an_adapters_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_hub_repository_that_cannot_be_had_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        AdapterError, match=r"'x': no-such-org/no-such-adapter is no folder here, and the Hub did not give it \(.+\)"
+        AdapterError, match=r"'x': the Hub did not give no-such-org/no-such-adapter \(.+\); nor is .* a folder here"
     ):
         list(adapter_folders(Settings(adapter={"x": "no-such-org/no-such-adapter"})))
 
@@ -67,14 +67,15 @@ def test_before_the_model_is_loaded_ranks_and_targets_are_read_and_broken_adapte
 
 
 def test_a_preset_is_a_recipe_with_a_name(catalog: Catalog) -> None:
-    (spec,) = read_presets({"tutor": "lego-4(math+code)"}, catalog, "cat").values()
-    assert catalog.resolve(spec).spec == spec
+    (preset,) = read_presets({"tutor": "lego-4(math+code)"}, catalog, "cat").values()
+    assert catalog.resolve(preset.spec).spec == preset.spec
 
 
 @pytest.mark.parametrize(
     ("name", "recipe", "reason"),
     [
         ("math", "code", "taken by an adapter"),
+        ("tiny", "code", "or the base model"),
         ("a b", "code", "letters, digits"),
         ("tutor", "math+cod", "did you mean 'code'"),
         ("tutor", "cat(math", r"expected '\)'"),

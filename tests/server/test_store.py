@@ -240,3 +240,41 @@ def test_one_content_under_two_names_is_held_once(sources: list[SourceFile]) -> 
     twin = sources[0]._replace(name="twin")
     assert tiers_of(store, [sources[0], twin]) == {"disk": 1}
     assert nothing_is_in_use(store)
+
+
+def test_what_is_forgotten_takes_no_room_in_any_tier_and_is_read_again(sources: list[SourceFile]) -> None:
+    store = two_tiers(device=4, host=4)
+    tiers_of(store, sources[:3])
+    store.forget([sources[0].digest, sources[2].digest, "of none"])
+    assert store.used_bytes() == {"host": SIZE, "device": SIZE}
+    assert tiers_of(store, sources[:2]) == {"disk": 1, "device": 1}
+
+
+def test_what_is_in_use_is_not_forgotten(sources: list[SourceFile]) -> None:
+    store = one_tier(2)
+    with store.acquire(sources[:1]) as held:
+        store.forget([sources[0].digest])
+        check(held, sources[:1])
+    assert tiers_of(store, sources[:1]) == {"host": 1}
+    assert nothing_is_in_use(store)
+
+
+def test_forgetting_waits_for_no_disk_and_for_no_merge(sources: list[SourceFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread does it."""
+    store, begun, go_on = one_tier(2), Event(), Event()
+    tiers_of(store, sources[:1])
+    read = reader.read_adapter
+
+    def slowly(folder: str) -> LoraAdapter:
+        begun.set()
+        assert go_on.wait(10)
+        return read(folder)
+
+    monkeypatch.setattr(reader, "read_adapter", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(tiers_of, store, sources[1:2])
+        assert begun.wait(10)
+        store.forget([sources[0].digest])
+        assert store.used_bytes() == {"host": 0}
+        go_on.set()
+        reading.result(timeout=10)

@@ -40,6 +40,8 @@ class Client:
         if method == "loramix_begin" and not self.hold:
             self.report(0, args[0]["lora_id"])
             self.report(1, args[0]["lora_id"], seconds={"commit": 0.25, "merge": 2.0})
+        if method == "loramix_forget":
+            return [{"host": 3}, {"host": 3}]
         return [None, None]
 
     def report(self, worker: int, lora_id: int, **changes: Any) -> None:
@@ -98,7 +100,7 @@ async def test_a_build_is_begun_once_and_done_when_every_worker_has_reported(ben
     assert victim is None
     source = math.sources[0]
     assert job["terms"] == [("math", 0.5, str(source.path), source.digest, source.nbytes)]
-    assert (job["key"], job["nbytes"]) == (math.key, math.nbytes)
+    assert (job["key"], job["nbytes"], job["request_id"]) == (math.key, math.nbytes, None)
     bench.client.report(0, job["lora_id"])
     await settle()
     assert not building.done()
@@ -141,6 +143,25 @@ async def test_a_victim_is_off_the_table_before_it_leaves_its_slot(bench: Bench,
         bench.client.report(worker, job["lora_id"])
     await asyncio.wait_for(building, 10)
     assert list(bench.requests) == [code.name]
+
+
+async def test_what_is_evicted_is_off_the_table_and_its_id_is_free(bench: Bench, math: Recipe) -> None:
+    first = await bench.engine.build(math, None)
+    await bench.engine.evict(first)
+    assert bench.client.made("loramix_evict") == [(first.lora_id,)]
+    assert bench.requests == {}
+    assert bench.engine._ids == set()
+
+
+async def test_an_evicted_copy_takes_a_newer_one_not_off_the_table(bench: Bench, math: Recipe) -> None:
+    old, new = await bench.engine.build(math, None), await bench.engine.build(math, None)
+    await bench.engine.evict(old)
+    assert bench.requests[math.name].lora_int_id == new.lora_id
+
+
+async def test_forgetting_reaches_every_worker_and_tells_what_is_left(bench: Bench) -> None:
+    assert await bench.engine.forget({"0" * 64}) == {"host": 3}
+    assert bench.client.made("loramix_forget") == [(["0" * 64],)]
 
 
 async def test_an_old_copy_that_leaves_takes_the_new_one_not_off_the_table(bench: Bench, math: Recipe, code: Recipe) -> None:

@@ -1,5 +1,6 @@
 """Starting vLLM: what it is left with of a GPU's memory beside the adapter store."""
 
+import logging
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -56,6 +57,30 @@ def test_the_value_of_a_mistyped_option_is_not_shown() -> None:
     with pytest.raises(ConfigError, match="unknown option --api-kye; did you mean '--api-key'") as refused:
         vllm_launch._parse("model", {}, ["--api-kye=sk-of-vllms-own-kind"], [])
     assert "sk-" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_value_that_vllm_cannot_read_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^argument --max-loras: invalid int value: 'abc'$"):
+        vllm_launch._parse("model", {}, ["--max-loras", "abc"], [])
+    assert capsys.readouterr().err == ""
+
+
+def test_vllms_options_for_logs_count_beside_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[str] = []
+    access = logging.getLogger("uvicorn.access")
+    monkeypatch.setattr(vllm_launch, "to_json", levels.append)
+    monkeypatch.setattr(access, "filters", [])
+    args = Namespace(log_level="DEBUG", disable_access_log_for_endpoints="/health, /metrics")
+    assert vllm_launch._log_json(args) == {"log_config": None}
+    assert levels == ["DEBUG"]
+    lines = {
+        path: access.makeRecord(
+            access.name, logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', ("a", "GET", path, "1.1", 200), None
+        )
+        for path in ("/health", "/metrics?x=1", "/v1/models")
+    }
+    assert [path for path, line in lines.items() if access.filter(line)] == ["/v1/models"]
 
 
 def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def folders(tmp_path: Path) -> dict[int, Path]:
 def jobs(folders: dict[int, Path]) -> dict[int, Job]:
     return {
         lora_id: Job(
-            lora_id=lora_id, key=f"{lora_id:064x}", nbytes=1, method="cat", options={},
+            lora_id=lora_id, key=f"{lora_id:064x}", nbytes=1, method="cat", request_id=None, options={},
             terms=[("it", 1.0, str(folder), load_adapter(folder).digest, 1)],
         )
         for lora_id, folder in folders.items()
@@ -300,6 +300,18 @@ def test_a_slot_that_is_no_longer_an_adapters_own_is_not_written_to_disk(
 def test_what_was_never_merged_cannot_be_loaded(bench: Bench) -> None:
     with pytest.raises(ValueError, match="never merged by loramix"):
         bench.step(9)
+
+
+def test_a_forgotten_source_frees_its_memory_and_what_was_merged_of_it_stays(bench: Bench, jobs: dict[int, Job]) -> None:
+    for lora_id in (1, 2):
+        bench.build(jobs[lora_id])
+    both = bench.worker.loramix_forget([])
+    digest = jobs[1]["terms"][0][3]
+    assert bench.worker.loramix_forget([digest]) == {"host": both["host"] // 2}
+    assert bench.serves(1, tiny_adapter(4, 1))
+    bench.worker.loramix_evict(1)
+    assert bench.manager.lora_index_to_id == [None, 2, None]
+    assert bench.build(jobs[1])["tiers"] == {"disk": 1}
 
 
 def test_warming_up_leaves_no_trace(bench: Bench, jobs: dict[int, Job]) -> None:
