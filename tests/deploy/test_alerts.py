@@ -21,6 +21,11 @@ def test_each_is_seen_to_fire() -> None:
     assert set(fired) == {rule["alert"] for rule in RULES}
 
 
+def test_docs_name_them() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    assert set(re.findall(r"`(Loramix\w+)`", text)) == {rule["alert"] for rule in RULES}
+
+
 def test_each_asks_for_metrics_that_exist_and_names_its_server() -> None:
     for rule in RULES:
         assert set(re.findall(r"\bloramix_\w+", rule["expr"])) <= our_metrics(), rule["alert"]

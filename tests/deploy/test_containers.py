@@ -12,7 +12,7 @@ from tools import ROOT, run
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 ENVIRONMENT = {
-    "LORAMIX_MODELS": "/srv/models", "LORAMIX_MODEL": "tiny", "LORAMIX_ADAPTERS": "/srv/adapters",
+    "SERVE_MODELS": "/srv/models", "SERVE_MODEL": "tiny", "SERVE_ADAPTERS": "/srv/adapters",
     "LORAMIX_API_KEY": "0123456789abcdef", "GRAFANA_PASSWORD": "x",
 }  # fmt: skip
 

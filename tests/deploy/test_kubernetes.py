@@ -1,7 +1,10 @@
 """The manifests: kubectl builds them, they are what Kubernetes' own schemas and the operator's allow, and they fit together."""
 
 import json
+import os
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
@@ -17,7 +20,12 @@ SCHEMAS = {"ServiceMonitor": "service-monitor", "PrometheusRule": "prometheus-ru
 
 @cache
 def manifests(overlay: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(run("kubectl", "kustomize", ROOT / "deploy" / "k8s" / overlay)))
+    """What docs/deploy.md has its readers make: an overlay, monitored."""
+    with TemporaryDirectory() as folder:
+        k8s = os.path.relpath(ROOT / "deploy" / "k8s", Path(folder).resolve())
+        own = {"resources": [f"{k8s}/{overlay}"], "components": [f"{k8s}/monitoring"]}
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(own))
+        return list(yaml.safe_load_all(run("kubectl", "kustomize", folder)))
 
 
 def the(overlay: str, kind: str) -> dict[str, Any]:
@@ -80,6 +88,13 @@ def test_a_pod_has_all_it_mounts_and_time_to_drain(overlay: str) -> None:
     paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
     assert paths == {"startup": "/ready", "readiness": "/ready", "liveness": "/health"}
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_of_the_operator_is_needed_without_monitoring(overlay: str) -> None:
+    alone = yaml.safe_load_all(run("kubectl", "kustomize", ROOT / "deploy" / "k8s" / overlay))
+    added = {manifest["kind"] for manifest in manifests(overlay)} - {manifest["kind"] for manifest in alone}
+    assert added == {*SCHEMAS, "ConfigMap"}
 
 
 def test_replicas_share_their_volumes() -> None:
