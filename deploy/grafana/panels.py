@@ -41,7 +41,8 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Refusals", "What the server could not take (queue, deadline, memory), what one client asked too much of (rate), "
-            "what was too large (body, recipe), and what came while it was told to stop (draining).", "reqps",
+            "what was too large (body, recipe), what came while it was told to stop (draining), and after its "
+            "engine had died (engine).", "reqps",
             {"{{reason}}": "sum by (reason) (rate(loramix_refused_total{@}[*]))"},
         ),
         Panel(
