@@ -16,6 +16,7 @@ LoramixError (merging)
 ├── BusyError                 503   every slot is in use, or building took too long; try again
 │   ├── OverloadedError       503   too many merges wait for a slot already; try again
 │   ├── DrainingError         503   the server is being shut down; ask another
+│   ├── EngineDiedError       503   the engine has died, and the server ends; ask another
 │   └── OutOfMemoryError      503   the device has no memory left for the merge; try again
 ├── StateError                500   the state folder could not be written
 └── ConfigError               —     the server cannot start as it was told to
@@ -99,6 +100,10 @@ class DrainingError(BusyError):
     """The server finishes what it has, and takes nothing new."""
 
 
+class EngineDiedError(BusyError):
+    """The engine's process was killed or failed; nothing can be served any more."""
+
+
 class OutOfMemoryError(BusyError):
     """The device had no memory left for a merge."""
 
@@ -171,6 +176,8 @@ def refusal_of(error: LoramixError) -> str | None:
             return "memory"
         case DrainingError():
             return "draining"
+        case EngineDiedError():
+            return "engine"
         case BusyError():
             return "deadline"
         case TooLargeError():

@@ -5,7 +5,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from merging import AdapterError, LoraModule
+from merging.adapter import bits
 from merging.peft_folder import CONFIG, WEIGHTS, read_adapter
+
+LARGEST_ENTRY = 1000.0
+"""Of ΔW. Trained ones stay below 1, and up to here no weights that are allowed make float32 or bfloat16 overflow.
+
+An overflow would not stay with whoever asked for it: vLLM's attention on the CPU (0.32) reads blocks of the key-value cache to
+their end, so that one that has held NaN gives NaN to whoever gets it next.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ def survey(folder: Path) -> Survey:
     """Check the PEFT folder, whole. `loramix serve` asks before the model is loaded and again once it is; it is read once.
 
     Raises:
-        AdapterError: see read_adapter.
+        AdapterError: see read_adapter; where ΔW is so large that the model would overflow.
     """
     try:
         stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
@@ -56,6 +69,12 @@ def survey_anew(folder: Path) -> Survey:
 def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
     adapter = read_adapter(folder)
     modules = adapter.modules
+    for name, module in modules.items():
+        if (bound := _largest_entry(module)) > LARGEST_ENTRY:
+            raise AdapterError(
+                f"adapter {folder}: ΔW of {name} may have entries of up to {bound:.4g}, over {LARGEST_ENTRY:g}, with which the "
+                "model would overflow; train or export the adapter again"
+            )
     return Survey(
         adapter.digest,
         sum(module.a.nbytes + module.b.nbytes for module in modules.values()),
@@ -63,3 +82,15 @@ def _survey(folder: Path, _files: tuple[tuple[int, int], ...]) -> Survey:
         {name: module.rank for name, module in modules.items()},
         {name: module.shape for name, module in modules.items()},
     )
+
+
+def _largest_entry(module: LoraModule) -> float:
+    """No entry of ΔW is larger: a bound that takes one look at each factor."""
+    return abs(module.scaling) * module.rank * _largest(module.a) * _largest(module.b)
+
+
+def _largest(factor: Tensor) -> float:
+    """The largest absolute value: finite numbers without their sign are in the order of their bits."""
+    own = bits(factor)
+    largest = np.bitwise_and(own, np.iinfo(own.dtype).max).max()
+    return float(torch.from_numpy(np.array(largest)).view(factor.dtype))

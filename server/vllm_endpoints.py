@@ -5,14 +5,11 @@ Registered as entry point `loramix` in the group `vllm.endpoint_plugins`; vLLM l
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import statistics
-import threading
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
@@ -38,6 +35,7 @@ from server.service import Service
 from server.sources import adapter_folders
 from server.start_fault import started
 from server.vllm_engine import VllmEngine
+from server.vllm_shutdown import before_shutdown
 
 logger = logging.getLogger("vllm.loramix")  # below vLLM's logger, so that lines look and go like its own
 
@@ -97,7 +95,7 @@ class LoramixPlugin:
         state.loramix_admin = admin
         if settings.state_dir is not None:
             state.loramix_watch = asyncio.create_task(admin.watch.run())
-        _before_shutdown(engine_client, state.loramix.drain, settings.merge_timeout)
+        before_shutdown(engine_client, state.loramix.drain, settings.merge_timeout)
         state.loramix_keys = keys
         state.loramix_started = int(time.time())
         state.loramix_max_model_len = engine_client.model_config.max_model_len
@@ -127,23 +125,6 @@ def _check_adapters(settings: Settings, facts: EngineFacts, base_models: tuple[s
                 raise ConfigError(f"{error} (or start without it: --skip-bad-adapters)") from error
             logger.warning("skipped: %s", error)
     return catalog
-
-
-def _before_shutdown(engine_client: EngineClient, drain: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:
-    """Have `drain` run, for so long at most, before the engine is shut down.
-
-    On SIGTERM and SIGINT vLLM shuts its engine down first, on a thread of its own; from then on no adapter can be merged.
-    The engine finishes what it has for `--shutdown-timeout` seconds at most, and streams go on until then.
-    """
-    loop, own_thread, shutdown = asyncio.get_running_loop(), threading.current_thread(), engine_client.shutdown
-
-    def drained(*args: Any, **options: Any) -> None:
-        if threading.current_thread() is not own_thread:  # there it would wait for itself: the server has ended otherwise
-            with contextlib.suppress(TimeoutError):  # those that still wait are told so by what fails
-                asyncio.run_coroutine_threadsafe(drain(), loop).result(seconds)
-        shutdown(*args, **options)
-
-    engine_client.shutdown = drained
 
 
 def _in_reach(args: argparse.Namespace) -> bool:

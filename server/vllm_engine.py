@@ -5,7 +5,7 @@ import dataclasses
 import platform
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
@@ -14,13 +14,15 @@ from merging import AdapterError, LoramixError, RecipeError
 from server.catalog import Recipe
 from server.disk_metrics import Figures
 from server.engine import EngineFacts, Resident
-from server.errors import ConfigError, OutOfMemoryError
+from server.errors import ConfigError, EngineDiedError, OutOfMemoryError
 from server.job import Job
 from server.merger import OUT_OF_MEMORY
 from server.reports import Fault, Report, Reports
 from server.request_facts import current
 
+_T = TypeVar("_T")
 _MAX_ID = 2**31 - 1  # vLLM's model runners keep LoRA ids in 32 bits
+_LOOK_SECONDS = 1.0  # between two looks at whether the engine lives, while it has not answered
 
 
 class VllmEngine:
@@ -50,6 +52,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: where vLLM runs without LoRA or without the worker extension, or in a way that loramix cannot serve.
+                See server/survey.py for why float16 on the CPU is one.
         """
         if self._client.vllm_config.lora_config is None:
             raise ConfigError("vLLM runs without LoRA; start it with --enable-lora")
@@ -70,6 +73,11 @@ class VllmEngine:
                 raise ConfigError("--pipeline-parallel-size over 1 is not supported; use --tensor-parallel-size")
         if facts[0]["slots"] < 1:
             raise ConfigError("on the CPU one LoRA slot stays empty; start with --max-loras 2 or more")
+        if facts[0]["device"] == "cpu" and str(self._client.vllm_config.model_config.dtype) == "torch.float16":
+            raise ConfigError(
+                "on the CPU one answer that overflows spoils others', and in float16 weights of 100 can do that; "
+                "start with --dtype bfloat16"
+            )
         self._workers = len(facts)
         self._slot_bytes = sum(each["slot_bytes"] for each in facts)
         return EngineFacts(
@@ -109,7 +117,7 @@ class VllmEngine:
         ended = self._reports.expect(lora_id, self._workers)
         try:
             await self._call("loramix_begin", _job(recipe, lora_id), None if victim is None else victim.lora_id)
-            reports = await ended
+            reports = await self._unless_dead(ended)
             for report in reports:
                 if report["state"] != "done":
                     raise _error_of(report["fault"])
@@ -141,8 +149,19 @@ class VllmEngine:
                 return self._last_id
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
-        replies: list[Any] = await self._client.collective_rpc(method, args=args)
+        replies: list[Any] = await self._unless_dead(asyncio.ensure_future(self._client.collective_rpc(method, args=args)))
         return replies
+
+    async def _unless_dead(self, answer: asyncio.Future[_T]) -> _T:
+        """What the engine answers; EngineDiedError where it never will, which vLLM tells nobody who waits."""
+        try:
+            while not answer.done() and not self._client.errored:
+                await asyncio.wait((answer,), timeout=_LOOK_SECONDS)
+            if not answer.done() or (answer.exception() is not None and self._client.errored):
+                raise EngineDiedError("the engine has died, and this server ends; ask another, or try again shortly")
+            return answer.result()
+        finally:
+            answer.cancel()
 
 
 def _job(recipe: Recipe, lora_id: int) -> Job:

@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
+import psutil
 import torch
 
 from server.process import ServerProcess
@@ -21,6 +26,39 @@ class LiveServer(ServerProcess):
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         super().__init__(command, log, {**ENVIRONMENT, **(environment or {})})
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's own process, and all that it has started."""
+        process = psutil.Process(self._process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def ended(self, seconds: float) -> int:
+        """Its exit code, once it has ended by itself."""
+        return self._process.wait(seconds)
+
+    def is_idle(self) -> bool:
+        """Whether nothing is leased, being merged, or waiting for that."""
+        names = ("loramix_leases", "loramix_waiting_requests", "loramix_merge_queue_length", "vllm:num_requests_running")
+        return all(self.metric(name) == 0 for name in names)
+
+    def has_slots(self, recipes: list[str]) -> bool:
+        """Whether all of `recipes` can be running at the same time."""
+        before = self.metric("loramix_leases")
+        with ExitStack() as stack:
+            for recipe in recipes:
+                body = {"model": recipe, "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+                stream = stack.enter_context(httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60))
+                if stream.status_code != 200:
+                    return False
+            return self.metric("loramix_leases") == before + len(recipes)
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.2)
 
 
 def example_model() -> Path:

@@ -9,6 +9,7 @@ import torch
 from live import LiveServer, example_model, serve_command
 from openai import OpenAI
 from safetensors.torch import save_file
+from tiny import save_tiny_model
 
 SLOTS = 3  # for adapters; on the CPU one more stays empty
 LAYERS = 30
@@ -39,6 +40,14 @@ def write_adapter(folder: Path, seed: int, rank: int, targets: str, size: float,
 @pytest.fixture(scope="session")
 def model() -> Path:
     return example_model()
+
+
+@pytest.fixture(scope="session")
+def tiny(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama with four heads and SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_tiny_model(folder, model)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from live import LiveServer
+from live import LiveServer, until
 from openai import AsyncOpenAI, OpenAI
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
@@ -17,14 +16,6 @@ RECIPE = "cat(all*0.3+attn*0.5)"
 
 def post(server: LiveServer, path: str, **body: Any) -> httpx.Response:
     return httpx.post(f"{server.url}{path}", json=body, timeout=120)
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    for _ in range(int(seconds * 5)):
-        if true():
-            return
-        asyncio.run(asyncio.sleep(0.2))
-    raise AssertionError(f"not so within {seconds} s")
 
 
 def test_models_lists_base_adapters_and_presets_but_no_composition(client: OpenAI) -> None:

@@ -1,25 +1,19 @@
-"""The disk tier of real servers: warm after a restart, shared, damaged, and killed while it writes; every answer is right."""
+"""The disk tier of real servers: warm after a restart, shared, damaged; every answer is right."""
 
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import torch
 from live import LiveServer, serve_command
 from logprobs import TEXT, served_logprobs
 from transformers import AutoTokenizer
 
-from server.disk_folder import CacheFolder
-
 WEIGHTS = "adapter_model.safetensors"
-PLENTY = 2**40
 # Two pairs of adapters in turn, where memory is for one: so there is always something to read, and the disk cache is quicker.
 HOST_GIB = 0.0105
 RECIPES = [recipe for w in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0) for recipe in (f"svd-8(all*{w}+twin)", f"iso(attn*{w}+mlp)")]
@@ -97,41 +91,3 @@ def test_servers_share_a_folder_that_outlives_them_and_damage_is_merged_away(
     for recipe in recipes:
         assert torch.equal(served_logprobs(second, recipe, tokens), right[recipe])
         assert torch.equal(served_logprobs(third, recipe, tokens), right[recipe])
-
-
-def kill(server: LiveServer) -> None:
-    """Every process of a server at once, as when the machine goes down."""
-    process = psutil.Process(server._process.pid)
-    family = [*process.children(recursive=True), process]
-    for each in family:
-        each.send_signal(signal.SIGKILL)
-    psutil.wait_procs(family, timeout=20)
-
-
-@pytest.mark.long  # a start takes a minute; tests/server/test_disk_killed.py kills a worker without an engine fifty times
-@pytest.mark.parametrize("times", [2, 50])
-def test_servers_killed_at_random_moments_leave_nothing_that_is_wrong(
-    start: Start, tokens: list[int], tmp_path: Path, times: int
-) -> None:
-    random_, path = random.Random(times), tmp_path / "cache"
-    reference = start(cached=False)
-    right = {recipe: served_logprobs(reference, recipe, tokens) for recipe in RECIPES}
-    named = {asked(reference, recipe)["x-loramix-key"]: recipe for recipe in RECIPES}
-    assert reference.stop() == 0
-    read, cut_short = 0, 0
-    for _ in range(times):
-        server = start("--cache-disk-gib", "0.012")  # a few entries, so that there is always something to write and to evict
-        kept = [named[entry.name.partition(".")[0]] for entry in path.glob("[0-9a-f]*")]
-        for recipe in [*kept, random_.choice(RECIPES)]:
-            read += came_from(server, recipe) == "disk"
-            assert torch.equal(served_logprobs(server, recipe, tokens), right[recipe]), recipe
-        with ThreadPoolExecutor() as asking:
-            asking.map(lambda recipe, server=server: came_from(server, recipe), random_.sample(RECIPES, len(RECIPES)))
-            time.sleep(random_.uniform(0, 3))
-            kill(server)
-        cut_short += any(file.name != "lock" for folder in path.glob(".server-*") for file in folder.iterdir())
-        folder = CacheFolder(path, PLENTY)
-        left = folder.keys()
-        assert all(folder.read(key) is not None for key in left)  # raises for what is not whole
-    print(f"{times} kills, {cut_short} of them while an entry was written; {read} entries were read back")
-    assert read > 0

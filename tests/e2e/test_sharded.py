@@ -10,9 +10,8 @@ import pytest
 import torch
 from live import LiveServer, serve_command
 from logprobs import EXACT, ROUNDED, TEXT, base, distance, logprobs_of, served_logprobs, with_dense_deltas, with_offline_merge
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from merging import LoraAdapter, LoraModule, save_adapter
+from tiny import save_tiny_adapter
+from transformers import AutoTokenizer
 
 RECIPES = [
     "cat(one+two*-0.5)", "lego-6(one+two*0.5)", "svd-6(one+two*-0.5)", "linear(one*0.6+three*0.4)", "ties(one+three)",
@@ -21,31 +20,10 @@ RECIPES = [
 
 
 @pytest.fixture(scope="module")
-def tiny(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with four heads and SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=1024, initializer_range=0.06,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sources(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sources")
-    linears = {name: layer for name, layer in base(tiny).named_modules() if "_proj" in name}
     for seed, (name, rank) in enumerate({"one": 4, "two": 6, "three": 4}.items()):
-        generator = torch.Generator().manual_seed(seed)
-        modules = {}
-        for module, layer in linears.items():
-            d_out, d_in = layer.weight.shape
-            a, b = torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator)
-            modules[module] = LoraModule((a / d_in**0.5).bfloat16(), (0.7 * b / rank**0.5).bfloat16())
-        save_adapter(LoraAdapter(modules), root / name)
+        save_tiny_adapter(root / name, seed, rank)
     return root
 
 

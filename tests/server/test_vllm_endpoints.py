@@ -1,8 +1,6 @@
-"""The plugin: what it says of a server that others can reach, and what it does before the engine is shut down."""
+"""The plugin: what it says of a server that others can reach."""
 
-import asyncio
 from argparse import Namespace
-from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
@@ -48,32 +46,3 @@ def test_spans_are_made_only_where_vllm_traces_and_ids_are_around_all(endpoint: 
         layer = layer.app
     assert names[:4] == ["RequestIds", "ServerErrorMiddleware", "CORSMiddleware", "Access"]
     assert names[4 : names.index("Gateway")] == between
-
-
-async def test_the_engine_is_shut_down_once_all_is_drained() -> None:
-    done: list[object] = []
-    builds = asyncio.Event()
-
-    async def drain() -> None:
-        done.append("draining")
-        await builds.wait()
-        done.append("drained")
-
-    engine = SimpleNamespace(shutdown=lambda timeout: done.append(timeout))
-    vllm_endpoints._before_shutdown(engine, drain, 10)
-    stopping = asyncio.create_task(asyncio.to_thread(engine.shutdown, timeout=30))
-    await asyncio.sleep(0.05)
-    assert done == ["draining"]
-    builds.set()
-    await stopping
-    assert done == ["draining", "drained", 30]
-    engine.shutdown(timeout=0)  # as vLLM does at its end, on the loop's own thread
-    assert done[3:] == [0]
-
-
-async def test_what_does_not_drain_in_time_does_not_keep_the_engine() -> None:
-    done: list[object] = []
-    engine = SimpleNamespace(shutdown=lambda: done.append("shut down"))
-    vllm_endpoints._before_shutdown(engine, asyncio.Event().wait, 0.01)  # type: ignore[arg-type]
-    await asyncio.to_thread(engine.shutdown)
-    assert done == ["shut down"]

@@ -1,66 +1,17 @@
 """The engine over a stand-in for vLLM's client: ids, the table of requests, and what is cleaned up when a build fails."""
 
 import asyncio
-import platform
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from vllm_engine_harness import Bench, vllm_engine
 
 from merging import AdapterError, LoramixError, RecipeError
 from server.catalog import Catalog, Recipe
-from server.errors import BusyError, ConfigError
+from server.errors import BusyError
 from server.grammar import parse_expression
-from server.reports import Report, Reporter
-
-vllm_engine = pytest.importorskip("server.vllm_engine", reason="needs vLLM")
-FACTS = {
-    "modules": {"q_proj": (4, 4)}, "slots": 2, "slot_bytes": 5, "max_rank": 8, "dtype": "bfloat16", "device": "cpu",
-    "host": platform.node(),
-}  # fmt: skip
-
-
-class Client:
-    """Answers collective_rpc for two workers, remembers the calls, and reports merges as done unless `hold` is on."""
-
-    def __init__(self) -> None:
-        self.vllm_config = SimpleNamespace(lora_config=object())
-        self.calls: list[tuple[str, Any]] = []
-        self.facts = [dict(FACTS), dict(FACTS)]
-        self.hold = False
-        self.workers: list[Reporter] = []
-
-    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
-        self.calls.append((method, args))
-        if method == "loramix_setup":
-            self.workers = [Reporter(args[0]), Reporter(args[0])]
-            return self.facts
-        if method == "loramix_begin" and not self.hold:
-            self.report(0, args[0]["lora_id"])
-            self.report(1, args[0]["lora_id"], seconds={"commit": 0.25, "merge": 2.0})
-        if method == "loramix_forget":
-            return [{"host": 3}, {"host": 3}]
-        return [None, None]
-
-    def report(self, worker: int, lora_id: int, **changes: Any) -> None:
-        report = Report(
-            lora_id=lora_id, state="done", fault=None, seconds={"commit": 0.5, "merge": 0.5}, tiers={"disk": 1},
-            disk=None, used_bytes={"host": 7},
-        )  # fmt: skip
-        report.update(changes)  # type: ignore[typeddict-item]
-        self.workers[worker].send(report)
-
-    def made(self, method: str) -> list[Any]:
-        return [args for name, args in self.calls if name == method]
-
-
-class Bench:
-    def __init__(self) -> None:
-        self.client = Client()
-        self.requests: dict[str, Any] = {}
-        self.engine = vllm_engine.VllmEngine(self.client, self.requests, lambda figures: None)
 
 
 @pytest_asyncio.fixture
@@ -68,9 +19,7 @@ async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
     await bench.engine.setup(1 << 20, 1 << 10, None, 1)
     yield bench
-    bench.engine._reports.close()
-    for worker in bench.client.workers:
-        worker.close()
+    bench.close()
 
 
 @pytest.fixture
@@ -253,39 +202,27 @@ async def test_ids_stay_within_32_bits_and_skip_those_in_use(bench: Bench, math:
     assert ids == [2**31 - 1, 2, 3]
 
 
-@pytest_asyncio.fixture
-async def unready() -> AsyncIterator[Bench]:
-    """Not set up yet."""
-    bench = Bench()
-    yield bench
-    bench.engine._reports.close()
-    for worker in bench.client.workers:
-        worker.close()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"error": "no memory to pin"}, "no memory to pin"),
-        ({"host": "elsewhere"}, "a worker runs on elsewhere"),
-        ({"modules": {"k_proj": (4, 4)}}, "--pipeline-parallel-size"),
-    ],
-)
-async def test_workers_that_cannot_serve_keep_the_server_from_starting(
-    unready: Bench, changes: dict[str, Any], message: str
+async def test_a_build_ends_when_the_engine_dies_though_no_worker_reports(
+    bench: Bench, math: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unready.client.facts[1].update(changes)
-    with pytest.raises(ConfigError, match=message):
-        await unready.engine.setup(1, 1, None, 1)
+    monkeypatch.setattr(vllm_engine, "_LOOK_SECONDS", 0.01)
+    bench.client.hold = True
+    build = asyncio.create_task(bench.engine.build(math, None))
+    await asyncio.sleep(0.05)
+    assert not build.done()
+    bench.client.errored = True
+    with pytest.raises(BusyError, match="the engine has died, and this server ends"):
+        await asyncio.wait_for(build, 5)
 
 
-async def test_a_server_without_lora_or_without_the_extension_says_what_to_start_it_with(unready: Bench) -> None:
-    async def unknown(method: str, args: tuple[Any, ...]) -> list[Any]:
-        raise Exception(f"Call to {method} failed")  # as vLLM does
+async def test_a_call_that_the_engine_died_in_is_not_waited_for(
+    bench: Bench, math: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(method: str, args: tuple[Any, ...]) -> list[Any]:
+        bench.client.errored = True
+        return await asyncio.Event().wait()  # type: ignore[return-value]
 
-    unready.client.collective_rpc = unknown  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="--worker-extension-cls"):
-        await unready.engine.setup(1, 1, None, 1)
-    unready.client.vllm_config.lora_config = None  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match="--enable-lora"):
-        await unready.engine.setup(1, 1, None, 1)
+    monkeypatch.setattr(vllm_engine, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(bench.client, "collective_rpc", die)
+    with pytest.raises(BusyError, match="the engine has died"):
+        await asyncio.wait_for(bench.engine.build(math, None), 5)
