@@ -18,6 +18,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from server.scale.child import end_with_parent
+
 SLOTS = 4
 PIECE_SECONDS = 0.01
 
@@ -110,7 +112,7 @@ def app(folder: Path, url: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    os.setpgid(0, 0)
+    end_with_parent()
     host, port = (sys.argv[sys.argv.index(option) + 1] for option in ("--host", "--port"))
     uvicorn.run(
         app(Path(sys.argv[1]), f"http://{host}:{port}"),

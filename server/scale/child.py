@@ -43,9 +43,14 @@ class Child(ServerProcess):
         return super().stop(number)
 
 
+def end_with_parent() -> None:
+    """Have this process be told to stop when its parent is gone, and be the first of a group, which can be killed with it."""
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 if __name__ == "__main__":
     from server.cli import main
 
-    os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from live import LiveServer, serve_command
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `scale`")
 
 COMPLETIONS = "/v1/completions"
+KEY = "the-key-of-an-admin"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 # Two pairs of adapters in turn, where memory is for one (see test_disk.py): there the disk is quicker than a merge.
 OPTIONS = ["--adapter-host-gib", "0.0105", "--max-loras", "4", "--max-num-seqs", "2", "--enforce-eager"]
 
@@ -25,7 +28,8 @@ OPTIONS = ["--adapter-host-gib", "0.0105", "--max-loras", "4", "--max-num-seqs",
 def fleet(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("fleet")
     options = ["--adapters", str(adapters), "--cache-dir", str(folder / "cache"), "--preset", "blend=svd-8(all*0.5+twin)"]
-    with LiveServer(serve_command(model, *options, *OPTIONS, "--replicas", "2"), folder / "log") as live:
+    options += ["--state-dir", str(folder / "state"), *OPTIONS, "--replicas", "2"]
+    with LiveServer(serve_command(model, *options), folder / "log", {"LORAMIX_ADMIN_KEY": KEY}) as live:
         yield live
 
 
@@ -34,7 +38,7 @@ def body(model: str, tokens: int, **fields: object) -> dict[str, object]:
 
 
 def ask(fleet: LiveServer, model: str, tokens: int = 1, **fields: object) -> httpx.Response:
-    reply = httpx.post(fleet.url + COMPLETIONS, json=body(model, tokens, **fields), timeout=120)
+    reply = httpx.post(fleet.url + COMPLETIONS, json=body(model, tokens, **fields), headers=HEADERS, timeout=120)
     return reply.raise_for_status()
 
 
@@ -53,7 +57,7 @@ def servers(fleet: LiveServer) -> dict[str, psutil.Process]:
 
 
 def metric(url: str, name: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = httpx.get(f"{url}/metrics", headers=HEADERS).raise_for_status().text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
@@ -69,10 +73,22 @@ def test_what_one_merged_the_other_reads_and_a_killed_one_loses_its_own_streams_
         assert time.monotonic() < deadline, "it was not written"
         time.sleep(0.2)
 
+    reply = httpx.post(f"{fleet.url}/v1/lora/presets", json={"name": "added", "recipe": "attn+mlp"}, headers=HEADERS)
+    assert reply.status_code == 201, reply.text
+    for url in servers(fleet):
+        while "added" not in httpx.get(f"{url}/v1/models", headers=HEADERS).text:
+            assert time.monotonic() < deadline, "one replica does not know what was added at another"
+            time.sleep(0.2)
+    page = httpx.get(f"{fleet.url}/metrics", headers=HEADERS, timeout=30).raise_for_status().text
+    assert len(set(re.findall(r'^loramix_leases{replica="(.+)"}', page, re.MULTILINE))) == 2
+    assert httpx.get(f"{fleet.url}/metrics").status_code == 401
+
     with ExitStack() as stack:  # its replica is full: two streams are all that it runs
         streams = [
             stack.enter_context(
-                httpx.stream("POST", fleet.url + COMPLETIONS, json=body("blend", 400, stream=True), timeout=120)
+                httpx.stream(
+                    "POST", fleet.url + COMPLETIONS, json=body("blend", 400, stream=True), headers=HEADERS, timeout=120
+                )
             )
             for _ in range(2)
         ]
