@@ -21,6 +21,8 @@ class DiskMetrics:
         seconds: time of a hit's read and of an entry's writing, by operation.
         evictions: entries that this server evicted for new ones.
         entries, nbytes: what the folder held when this server last wrote to it.
+
+    Reads and writes begin at 0, or Prometheus would not see the first of each kind.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -35,6 +37,10 @@ class DiskMetrics:
         self.evictions = Counter("loramix_disk_evictions_total", "Entries that left the disk cache.", registry=registry)
         self.entries = Gauge("loramix_disk_entries", "Entries of the disk cache.", registry=registry)
         self.nbytes = Gauge("loramix_disk_bytes", "Bytes of the disk cache.", registry=registry)
+        for result in ("hit", "miss", "corrupt", "error", "paused"):
+            self.reads.labels(result=result)
+        for outcome in ("written", "present", "dropped", "left", "error"):
+            self.writes.labels(outcome=outcome)
 
 
 class Figures(TypedDict):

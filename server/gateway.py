@@ -21,6 +21,7 @@ from merging import LoramixError
 from server.body import read_body
 from server.caller import caller_of
 from server.errors import DrainingError, RequestError, body_of, headers_of, refusal_of, status_of
+from server.first_token import kind_of, timed
 from server.lease import Lease
 from server.request_id import facts_of
 from server.service import Service
@@ -44,6 +45,7 @@ class Gateway:
             return
         service: Service = scope["app"].state.loramix
         caller = caller_of(scope)
+        metrics, started = service.composer.metrics, time.perf_counter()
         facts = facts_of(scope)
         lease, gone = None, None
         try:
@@ -59,6 +61,7 @@ class Gateway:
                 recipe = facts.recipe = None if payload is None else service.recipe_of(payload, caller)
             facts.parsed = time.time_ns()
             if payload is None or recipe is None:
+                send = timed(send, started, metrics.first_token.labels(kind="base", tier="none"))
                 await self.app(scope, _replay(body, receive), send)
                 return
             payload.pop("lora", None)
@@ -73,11 +76,12 @@ class Gateway:
             if lease is None:
                 return
             payload["model"] = lease.name
+            send = timed(send, started, metrics.first_token.labels(kind=kind_of(recipe), tier=lease.tier))
             await self.app(scope, _replay(_encoded(payload), receive, gone), _with_headers(send, lease))
         except LoramixError as error:
             facts.error = error
             if (reason := refusal_of(error)) is not None:
-                service.composer.metrics.refused.labels(reason=reason).inc()
+                metrics.refused.labels(reason=reason).inc()
             await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
         finally:
             if gone is not None:

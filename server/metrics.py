@@ -6,6 +6,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from server.engine import Resident
 
+REASONS = ("rate", "queue", "deadline", "draining", "engine", "memory", "body", "recipe")
+"""Why requests are refused; server/errors.py says which error counts as what."""
+
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -33,6 +36,10 @@ class Metrics:
         refused: requests refused, by reason: `rate` (new merges of one client), `queue` (builds in line), `deadline`,
             `draining` (the server stops), `engine` (it has died), `memory` (of the device), `body` (its size), `recipe` (a
             limit on recipes).
+        first_token: time to the first token of a streamed answer, by kind (`base`, `adapter`, `composition`) and where its
+            merged adapter came from (`device`, `disk`, `merged`; `none` for the base model).
+
+    Counters with few and known labels begin at 0: Prometheus does not see a counter grow that appears with its first event.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -60,6 +67,16 @@ class Metrics:
         self.adapters = Gauge("loramix_adapters", "Adapters that requests can name.", registry=registry)
         self.presets = Gauge("loramix_presets", "Presets that requests can name.", registry=registry)
         self.refused = Counter("loramix_refused_total", "Requests refused, by reason.", ["reason"], registry=registry)
+        self.first_token = Histogram(
+            "loramix_first_token_seconds", "Time to first token.", ["kind", "tier"], buckets=_SECONDS, registry=registry
+        )
+        for reason in REASONS:
+            self.refused.labels(reason=reason)
+        for tier in ("device", "host", "disk"):
+            self.source_requests.labels(tier=tier)
+        for tier in ("device", "disk"):
+            for result in ("hit", "miss"):
+                self.cache_requests.labels(tier=tier, result=result)
 
     def add(self, resident: Resident) -> None:
         """Count a merged adapter that has been built into a slot."""

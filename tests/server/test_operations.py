@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from server import errors
 from server.disk_metrics import DiskMetrics
-from server.metrics import Metrics
+from server.metrics import REASONS, Metrics
 
 TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
@@ -29,4 +29,4 @@ def test_refusals_are_named_as_they_are_counted() -> None:
         errors.EngineDiedError(""), errors.BusyError(""), errors.TooLargeError(""), errors.LimitError("", "rank"),
     ]  # fmt: skip
     row = next(line for line in TEXT.splitlines() if line.startswith("| `loramix_refused_total"))
-    assert {errors.refusal_of(error) for error in raised} == set(re.findall(r"`([a-z]+)`", row))
+    assert {errors.refusal_of(error) for error in raised} == set(re.findall(r"`([a-z]+)`", row)) == set(REASONS)
