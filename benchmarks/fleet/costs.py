@@ -77,4 +77,3 @@ def adapter_bytes(shape: str, rank: int) -> int:
     """Bytes of an adapter's factors in bfloat16, on all linear layers."""
     sizes = ModelShape.named(shape)
     return 2 * rank * sizes.layers * sum(d_out + d_in for d_out, d_in in sizes.linears.values())
-

@@ -1,7 +1,7 @@
 """One replica: slots under leases, helper threads that build, and seats in which requests decode.
 
-Slots as in server/slots.py for clients that are all alike: what nobody leases gives way, unused for longest first; builds that find
-none wait in line. Builds as in server/merger.py and server/disk_rule.py: two helper threads, and whatever is quicker of
+Slots as in server/slots.py for clients that are all alike: what nobody leases gives way, unused for longest first; builds that
+find none wait in line. Builds as in server/merger.py and server/disk_rule.py: two helper threads, and whatever is quicker of
 merging and reading what was merged before.
 """
 
@@ -21,7 +21,7 @@ Later = Callable[[float, Callable[[float], None]], None]  # have something done 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A composition that is being built, or resident. `waiting`: when each request came that waits for it, and whether it counts."""
+    """A composition that is being built, or resident. `waiting`: when each request that waits for it came, and if it counts."""
 
     composition: int
     leases: int = 0

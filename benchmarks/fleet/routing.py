@@ -1,7 +1,7 @@
 """Which replica a request is sent to.
 
-Hashing goes by a ring on which every replica has 100 places, as in Ray Serve's ConsistentHashRouter (2.60): a key belongs to the
-replica at the next place. A replica that has `seats` requests is full; there it is that replica's `max_ongoing_requests`.
+Hashing goes by a ring on which every replica has 100 places, as in Ray Serve's ConsistentHashRouter (2.60): a key belongs to
+the replica at the next place. A replica that has `seats` requests is full, as there one that has `max_ongoing_requests`.
 """
 
 from collections.abc import Callable
@@ -125,9 +125,7 @@ def _full(traffic: Traffic, loads: Loads, seats: int, random: np.random.Generato
 def _mean(traffic: Traffic, loads: Loads, seats: int, random: np.random.Generator) -> Route:
     """Its own replica, or the next that has at most 1.25 times the mean: hashing with bounded loads (Mirrokni et al., 2018)."""
     ring = Ring(len(loads))
-    return _walk(
-        ring, ring.starts(traffic.compositions), loads, lambda: max(1.0, _OVER_MEAN * (1 + sum(loads)) / len(loads))
-    )
+    return _walk(ring, ring.starts(traffic.compositions), loads, lambda: max(1.0, _OVER_MEAN * (1 + sum(loads)) / len(loads)))
 
 
 def _adapters(traffic: Traffic, loads: Loads, seats: int, random: np.random.Generator) -> Route:

@@ -150,9 +150,7 @@ def _replicas(
     return made
 
 
-def _figures(
-    fleet: Fleet, costs: Costs, tally: Tally, moved: Moved, asked: list[int], seconds: float
-) -> dict[str, float]:
+def _figures(fleet: Fleet, costs: Costs, tally: Tally, moved: Moved, asked: list[int], seconds: float) -> dict[str, float]:
     """Rates of the fleet at the moment at which no more requests come.
 
     `busiest_over_mean` compares replicas by the requests that were sent to them. Gigabytes are 10^9 bytes.

@@ -1,4 +1,4 @@
-"""Closed forms, from the literature, that know nothing of the simulation: tests hold it to them, and the rule of thumb uses one."""
+"""Closed forms that know nothing of the simulation: tests hold it to them, and the rule of thumb uses one."""
 
 import math
 

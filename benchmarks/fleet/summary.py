@@ -1,0 +1,80 @@
+"""What follows from all scenarios: the load that is borne, and how far off the rule of thumb and the simulation are."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.fleet import rule
+from benchmarks.fleet.costs import Costs
+from benchmarks.fleet.routing import ROUTERS
+from benchmarks.fleet.study import BASE, EXPONENTS, FEW, LOADS, QUICKER, SEEDS, SLOTS, STORAGES
+from benchmarks.fleet.traffic import Population
+
+Found = Mapping[str, Mapping[str, float]]
+
+MOST_MS = 2000.0
+"""The 99th percentile of the time to the first token, above which a load is not borne."""
+_RESULTS = Path(__file__).parents[1] / "results"
+
+
+def figures(costs: Costs, population: Population, found: Found) -> dict[str, dict[str, float]]:
+    """`borne`: the highest load of the grid that is borne, by router and by storage. `rule`: hit rates and loads as the rule of
+    thumb has them. `off`: the largest differences. `real`: what was measured on a real server, and the simulation of it."""
+    borne = {router: _borne(found, f"load.{{}}.{router}") for router in ROUTERS}
+    borne |= {f"storage.{name}": _borne(found, f"storage.{name}.{{}}") for name in (*STORAGES, "quicker")}
+    hits, loads = _hit_rates(population), _loads(costs, population)
+    hashed = [abs(value - found[f"{name}.full"]["hit_rate"]) for name, value in hits.items() if f"{name}.full" in found]
+    off = {
+        "hit_rate_max": max(hashed),
+        "hit_rate_mean": sum(hashed) / len(hashed),
+        **{f"load.{name}": loads[name] - borne[name] for name in loads},
+        "longer_hit_rate": found["longer"]["hit_rate"] - found["routing.32.full"]["hit_rate"],
+    }
+    return {"borne": borne, "rule.hit_rate": hits, "rule.load": loads, "off": off, "real": _real(found)}
+
+
+def _borne(found: Found, name: str) -> float:
+    """The highest load up to which every one is borne."""
+    best = 0.0
+    for load in LOADS:
+        if found[name.format(f"{load:g}")]["first_token_ms_p99"] > MOST_MS:
+            break
+        best = load
+    return best
+
+
+def _hit_rates(population: Population) -> dict[str, float]:
+    """By the names of the scenarios without their routers, which are hashing up to full replicas."""
+    few = {f"routing.{count}": rule.hit_rate(population, BASE.slots, count, hashed=True) for count in FEW}
+    skewed = {
+        f"exponent.{exponent:g}": rule.hit_rate(replace(population, exponent=exponent), BASE.slots, BASE.replicas, hashed=True)
+        for exponent in EXPONENTS
+    }
+    slots = {f"slots.{count}": rule.hit_rate(population, count, BASE.replicas, hashed=True) for count in SLOTS}
+    return few | skewed | slots
+
+
+def _loads(costs: Costs, population: Population) -> dict[str, float]:
+    """By router and storage: where nothing merged is kept every build reads its sources, else half of them and more do not."""
+    hashed, alone = (rule.hit_rate(population, BASE.slots, BASE.replicas, hashed=way) for way in (True, False))
+    reads = {"none": population.terms, "own": 2, "folder": 2, "both": 2}
+    by_router = {name: rule.load(costs, BASE.tokens, hits, 2) for name, hits in (("random", alone), ("full", hashed))}
+    quicker = replace(costs, read_seconds=costs.read_seconds / QUICKER)
+    by_router["storage.quicker"] = rule.load(quicker, BASE.tokens, hashed, 2)
+    return by_router | {f"storage.{name}": rule.load(costs, BASE.tokens, hashed, count) for name, count in reads.items()}
+
+
+def _real(found: Found) -> dict[str, float]:
+    measured = json.loads((_RESULTS / "serve-h100.json").read_text())["figures"]
+    names = {
+        "requests_per_s": "zipf_requests_per_s", "hit_rate": "zipf_slot_hit_rate",
+        **{f"sources_{tier}_share": f"zipf_sources_{tier}_share" for tier in ("device", "host", "disk")},
+        "first_token_ms_p50": "zipf_ttft_ms_p50_all", "first_token_ms_p99": "zipf_ttft_ms_p99_all",
+    }  # fmt: skip
+    values = {}
+    for name, theirs in names.items():
+        ours = [found[f"measured.{seed}"][name] for seed in range(SEEDS)]
+        values |= {f"{name}.measured": measured[theirs], f"{name}.mean": sum(ours) / SEEDS}
+        values |= {f"{name}.least": min(ours), f"{name}.most": max(ours)}
+    return values
