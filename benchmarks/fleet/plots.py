@@ -6,8 +6,11 @@ from typing import Any
 
 from benchmarks import pictures
 from benchmarks.fleet.routing import ROUTERS
-from benchmarks.fleet.study import EXPONENTS, FEW, LOADS, MANY, SLOTS, STORAGES
+from benchmarks.fleet.study import EXPONENTS, FEW, LARGE, LOADS, MANY, SLOTS, STORAGES
 from benchmarks.fleet.summary import MOST_MS
+
+
+_ENDLESS_MS = 10_000  # such waits grow as long as the traffic goes on
 
 
 def draw(record: Mapping[str, Any], stem: Path) -> list[Path]:
@@ -58,7 +61,7 @@ def _load(figure: Any, record: Mapping[str, Any]) -> bool:
         panel.axhline(MOST_MS, color="gray", ls=":", lw=1)
         panel.set(xlabel="load, of the warm capacity", yscale="log")
         panel.legend(fontsize=7)
-    panels[0].set(ylabel="first token, p99, ms")
+    panels[0].set(ylabel="first token, p99, ms", ylim=(100, _ENDLESS_MS))
     return True
 
 
@@ -76,7 +79,7 @@ def _large(figure: Any, record: Mapping[str, Any]) -> bool:
         ),
         strict=True,
     ):
-        for name in ("random", "full", "mean"):
+        for name in LARGE:
             values = [factor * figures[f"fleet.{count}.{name}"][key] for count in counts]
             panel.plot(counts, values, "o-", ms=3, lw=1, color=f"C{list(ROUTERS).index(name)}", label=name)
         panel.set(xlabel="replicas", ylabel=label, xscale="log", yscale="linear" if factor == 100 else "log")

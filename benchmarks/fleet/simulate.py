@@ -162,6 +162,7 @@ def _figures(fleet: Fleet, costs: Costs, tally: Tally, moved: Moved, asked: list
         "seats_busy": requests / seconds / fleet.replicas / costs.capacity(fleet.tokens),
         "busiest_over_mean": max(asked) * fleet.replicas / requests,
         **tally.rates(seconds, THREADS * fleet.replicas),
+        "reads_per_build": (moved.folder + moved.own_disk) / max(1, tally.builds),
         "folder_read_gb_per_s": moved.folder * gb,
         "folder_written_gb_per_s": moved.written_folder * gb,
         "own_disk_read_gb_per_s": moved.own_disk * gb,

@@ -14,6 +14,7 @@ from benchmarks.serving.stage import SCALES
 EXPONENTS = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 FEW = (1, 2, 4, 8, 16, 32)
 MANY = (10, 30, 100, 300, 1000)
+LARGE = ("random", "full", "mean", "ray")  # routers of those
 LOAD = 0.5  # of a replica's warm capacity
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SLOTS = (8, 16, 32, 64, 128)
@@ -26,7 +27,7 @@ STORAGES = {
     "both": replace(BASE, own_disk=3277),
 }
 """Disk caches: none, 256 GiB of each replica's own, the shared folder, and both."""
-QUICKER = 4.0
+QUICKER = SLOWER = 4.0
 HOSTS = (51, 204, 819, 3277)
 """Adapters in a replica's host memory: 4, 16, 64 and 256 GiB."""
 NEW_PER_HOUR = (1_000, 10_000, 100_000)
@@ -98,7 +99,7 @@ def scenarios(sizes: Sizes) -> Iterator[Scenario]:
         return Scenario(name, fleet, requests, **{"population": sizes.population, **options})
 
     for count in reversed(sizes.many):
-        for router in ("random", "full", "mean"):
+        for router in LARGE:
             yield of(f"fleet.{count}.{router}", replace(BASE, replicas=count, router=router))
     filling = sizes.filling * BASE.replicas
     for load in LOADS:
@@ -123,7 +124,9 @@ def scenarios(sizes: Sizes) -> Iterator[Scenario]:
             yield of(f"slots.{slots}.{router}", replace(BASE, slots=slots, router=router))
     for new in NEW_PER_HOUR:
         yield of(f"new.{new}", BASE, new_per_hour=new)
-    yield from (measured(seed) for seed in range(SEEDS))
+    for seed in range(SEEDS):
+        yield measured(seed)
+        yield replace(measured(seed), name=f"slow.{seed}", quicker=1 / SLOWER)
 
 
 def measured(seed: int, requests: int = 1080) -> Scenario:

@@ -42,6 +42,10 @@ class Tally:
         self.sources = dict.fromkeys(self.sources, 0)
         self.thread_seconds = 0.0
 
+    @property
+    def builds(self) -> int:
+        return self.copied + self.read + self.merged
+
     def rates(self, seconds: float, threads: int) -> dict[str, float]:
         """Of the fleet, by the second, and shares.
 
@@ -49,15 +53,14 @@ class Tally:
             seconds: since `reset`.
             threads: helper threads of all replicas.
         """
-        builds = self.copied + self.read + self.merged
         found = sum(self.sources.values())
         return {
             "hit_rate": self.hits / max(1, self.hits + self.misses),
             "joined_share": self.joined / max(1, self.misses),
-            "builds_per_s": builds / seconds,
+            "builds_per_s": self.builds / seconds,
             "merges_per_s": self.merged / seconds,
-            "copied_share": self.copied / max(1, builds),
-            "read_share": self.read / max(1, builds),
+            "copied_share": self.copied / max(1, self.builds),
+            "read_share": self.read / max(1, self.builds),
             **{f"sources_{tier}_share": count / max(1, found) for tier, count in self.sources.items()},
             "threads_busy": self.thread_seconds / (seconds * threads),
         }

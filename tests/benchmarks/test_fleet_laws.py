@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from fleet_harness import COSTS, TOKENS
 
 from benchmarks.fleet import simulate as simulation
 from benchmarks.fleet.routing import ROUTERS, router
 from benchmarks.fleet.simulate import Fleet, simulate
 from benchmarks.fleet.traffic import Population, traffic
-from fleet_harness import COSTS, TOKENS
 
 POPULATION = Population(adapters=60, compositions=500, terms=3, weightings=5)
 REQUESTS = 4_000

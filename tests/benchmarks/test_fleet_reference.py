@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 import pytest
+from fleet_harness import COSTS, TOKENS, Reference
 
 from benchmarks.fleet.replica import Replica
 from benchmarks.fleet.simulate import Fleet, simulate
 from benchmarks.fleet.tiers import Lru
 from benchmarks.fleet.traffic import Traffic
-from fleet_harness import COSTS, TOKENS, Reference
 
 
 def traffic_of(requests: list[tuple[float, int]], compositions: int) -> Traffic:

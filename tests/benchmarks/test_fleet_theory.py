@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from fleet_harness import COSTS, TOKENS
 
 from benchmarks.fleet.routing import PLACES, Ring
 from benchmarks.fleet.simulate import Fleet, simulate
 from benchmarks.fleet.theory import che_hit_rate, erlang_c, mdc_wait
 from benchmarks.fleet.traffic import Population, Traffic, traffic, zipf
-from fleet_harness import COSTS, TOKENS
 
 INSTANT = dataclasses.replace(COSTS, first_seconds=0.0, token_seconds=1e-9, way_seconds=0.0, merge_seconds=0.0)
 SMALL = Population(adapters=100, compositions=2_000, terms=2, weightings=1)
