@@ -84,12 +84,15 @@ def test_bounded_loads_are_bounded(seen) -> None:
     assert all(loads[chosen] < max(1.0, 1.25 * (1 + sum(loads)) / 8) for _, chosen, loads in seen)
 
 
-def test_as_ray_routes_a_composition_has_three_replicas_at_most(seen) -> None:
-    asked = _watched("ray", 0.9)
+def test_as_ray_routes_a_composition_has_three_replicas_at_most_and_a_full_one_only_when_all_are(seen) -> None:
+    asked = _watched("ray", 1.1)
     homes: dict[int, set[int]] = {}
     for request, chosen, _ in seen:
         homes.setdefault(int(asked.compositions[request]), set()).add(chosen)
     assert max(map(len, homes.values())) == 3
+    full = [(request, loads) for request, chosen, loads in seen if loads[chosen] >= COSTS.seats]
+    assert full
+    assert all(loads[home] >= COSTS.seats for request, loads in full for home in homes[int(asked.compositions[request])])
 
 
 def test_the_least_loaded_replica_is_one(seen) -> None:

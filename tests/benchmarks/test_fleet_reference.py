@@ -54,13 +54,14 @@ def test_a_build_costs_what_its_sources_cost(monkeypatch) -> None:
     measured = Replica._work
     monkeypatch.setattr(Replica, "_work", lambda self, composition: work.append(measured(self, composition)) or work[-1])
     rows = np.array([[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], np.int32)
-    asked = [0, 1, 2, 0, 3]
-    traffic = Traffic(np.array(asked), 100.0 * np.arange(1, 6), np.arange(4), rows)
+    asked = [0, 1, 0, 2, 0, 3]
+    traffic = Traffic(np.array(asked), 100.0 * np.arange(1, 7), np.arange(4), rows)
     fleet = Fleet(replicas=1, router="hash", slots=1, tokens=TOKENS, device=4, host=4, folder=0, own_disk=10)
     outcome = simulate(fleet, costs, traffic, warm=0.0)
     first = 1 + 4 * 10.125
-    # 1 shares the sources of 0; 2 pushes them out of memory, so that 0 is read as it was merged; 3 has never been there.
-    assert work == pytest.approx([first, 1.0, first, 10.125, first])
-    assert (outcome.tally.merged, outcome.tally.read) == (4, 1)
+    # 1 shares the sources of 0, which is then merged again: quicker than to read it. 2 pushes them out of memory, so that 0 is
+    # read as it was merged. 3 has never been there.
+    assert work == pytest.approx([first, 1.0, 1.0, first, 10.125, first])
+    assert (outcome.tally.merged, outcome.tally.read) == (5, 1)
     assert outcome.moved.folder == 12  # no source twice
     assert outcome.moved.own_disk == 1
