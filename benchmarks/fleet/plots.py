@@ -7,10 +7,7 @@ from typing import Any
 from benchmarks import pictures
 from benchmarks.fleet.routing import ROUTERS
 from benchmarks.fleet.study import EXPONENTS, FEW, LARGE, LOADS, MANY, SLOTS, STORAGES
-from benchmarks.fleet.summary import MOST_MS
-
-
-_ENDLESS_MS = 10_000  # such waits grow as long as the traffic goes on
+from benchmarks.fleet.summary import ENDLESS_MS, MOST_MS
 
 
 def draw(record: Mapping[str, Any], stem: Path) -> list[Path]:
@@ -61,7 +58,7 @@ def _load(figure: Any, record: Mapping[str, Any]) -> bool:
         panel.axhline(MOST_MS, color="gray", ls=":", lw=1)
         panel.set(xlabel="load, of the warm capacity", yscale="log")
         panel.legend(fontsize=7)
-    panels[0].set(ylabel="first token, p99, ms", ylim=(100, _ENDLESS_MS))
+    panels[0].set(ylabel="first token, p99, ms", ylim=(100, ENDLESS_MS))
     return True
 
 

@@ -40,7 +40,7 @@ class Counts:
 
 
 def measure(counts: Counts, work: Path) -> dict[str, float]:
-    """Figures by name, with one thread; times are the shortest ones, being those of the work alone.
+    """Figures by name, with one thread. Times are the processor's, the shortest ones: what else runs there does not count.
 
     `read_ms`: to read and check an adapter of full size, as a merge does.
     `check_ms`, `check_small_ms`: to survey one before the server starts.
@@ -104,7 +104,7 @@ def _written(shape: ModelShape, count: int, folder: Path) -> list[Path]:
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds, and what came of it."""
-    started = time.perf_counter()
+    """Seconds of the processor, and what came of it."""
+    started = time.process_time()
     result = work()
-    return time.perf_counter() - started, result
+    return time.process_time() - started, result

@@ -87,7 +87,7 @@ class Sizes:
         return max(self.least, self.per_replica * fleet.replicas)
 
 
-FULL = Sizes(Population(), per_replica=300, least=30_000, filling=5_000, many=MANY)
+FULL = Sizes(Population(), per_replica=300, least=30_000, filling=3_000, many=MANY)
 QUICK = Sizes(Population(adapters=1_000, compositions=10_000), per_replica=10, least=500, filling=20, many=MANY[:2])
 
 

@@ -15,6 +15,8 @@ Found = Mapping[str, Mapping[str, float]]
 
 MOST_MS = 1000.0
 """The 99th percentile of the time to the first token, above which a load is not borne."""
+ENDLESS_MS = 10_000.0
+"""Waits over it grow as long as the traffic goes on."""
 _RESULTS = Path(__file__).parents[1] / "results"
 
 

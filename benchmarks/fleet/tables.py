@@ -5,8 +5,8 @@ from typing import Any
 
 from benchmarks.fleet.routing import ROUTERS
 from benchmarks.fleet.study import EXPONENTS, FEW, HOSTS, LARGE, LOADS, MANY, NEW_PER_HOUR, QUICKER, SLOTS, SLOWER, STORAGES
+from benchmarks.fleet.summary import ENDLESS_MS
 
-_ENDLESS_MS = 10_000  # such waits grow as long as the traffic goes on
 _CACHES = {name: name for name in STORAGES} | {"quicker": f"folder, reads {QUICKER:g} times as quick"}
 
 Figures = Mapping[str, Mapping[str, float]]
@@ -35,6 +35,7 @@ def by_title(record: Mapping[str, Any]) -> dict[str, str]:
         "What changes": _changes(figures),
         "Load that is borne": _borne(figures),
         "Against a real server": _real(figures),
+        "Adapters that nobody asks for": _start(figures),
     }
 
 
@@ -55,7 +56,7 @@ def _waits(figures: Figures, names: Sequence[str], labels: Any) -> str:
 
 
 def _wait(ms: float) -> str:
-    return f"{ms:,.0f}" if ms < _ENDLESS_MS else "∞"
+    return f"{ms:,.0f}" if ms < ENDLESS_MS else "∞"
 
 
 _FLEET: Mapping[str, tuple[str, int, Callable[[float], str]]] = {
@@ -118,6 +119,22 @@ def _real(figures: Figures) -> str:
         values = (real[f"{name}.{which}"] for which in ("measured", "mean", "least", "most", "slow"))
         rows.append([name.replace("_", " "), *(f"{value:.4g}" for value in values)])
     return _table(["", "measured", "simulated", "least", "most", f"reads {SLOWER:g} times as slow"], rows)
+
+
+def _start(figures: Figures) -> str:
+    """What was measured of one adapter, and as many times that."""
+    counts, start = (1, 1_000, 10_000, 100_000), figures["start"]
+    rows = {
+        "checked before the start, full size, one thread, s": start["check_ms"] / 1e3,
+        "of that, what does not depend on the size, s": start["check_small_ms"] / 1e3,
+        "catalog, MiB": start["catalog_kib"] / 1024,
+        "files, GiB": figures["costs"]["nbytes"] / 2**30,
+        "answering a name that is not there, s": start["unknown_us_per_name"] / 1e6,
+    }
+    return _table(
+        ["", *(f"{count:,}" for count in counts)],
+        [[label, *(f"{float(f'{count * value:.3g}'):,.10g}" for count in counts)] for label, value in rows.items()],
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
