@@ -39,15 +39,16 @@ def bench(*, quick: bool, work: Path, out: Path | None, plots: Path | None, comm
     work.mkdir(parents=True, exist_ok=True)
     say("measuring reading, checking and the catalog")
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        start = measure(_COUNTS[quick], Path(folder))
+        start = _rounded(measure(_COUNTS[quick], Path(folder)))
     costs = read_costs(_ROOT / "benchmarks" / "results", start["read_ms"] / 1e3)
     sizes = QUICK if quick else FULL
     todo = list(scenarios(sizes))
     say(f"simulating {len(todo)} fleets")
     found = _run(todo, costs)
-    figures = {"costs": asdict(costs), "start": start, **found, **summary.figures(costs, sizes.population, found)}
+    found |= summary.figures(costs, sizes.population, found)
+    figures = {"costs": asdict(costs), "start": start, **{name: _rounded(values) for name, values in found.items()}}
     versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
-    record = {**head("fleet", hardware(torch.device("cpu")), versions, command), "figures": _rounded(figures)}
+    record = {**head("fleet", hardware(torch.device("cpu")), versions, command), "figures": figures}
     path = (out or (work if quick else _ROOT / "benchmarks" / "results")) / "fleet.json"
     save(record, path)
     say(tables(record))
@@ -74,5 +75,5 @@ def _run(todo: list[Scenario], costs: Costs) -> dict[str, dict[str, float]]:
         return {name: done.result() for name, done in running}
 
 
-def _rounded(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    return {name: {key: float(f"{value:.5g}") for key, value in values.items()} for name, values in figures.items()}
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.5g}") for key, value in values.items()}
