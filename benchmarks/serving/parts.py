@@ -16,9 +16,9 @@ from server.process import ServerProcess
 
 TIERS = ("device", "host", "disk")
 _PHASES = ("queue", "load", "copy", "merge", "commit")
-_ZIPF_EXPONENT = 1.1
-_ZIPF_TOKENS = 32
-_RATIO_TOKENS = 64
+ZIPF_EXPONENT = 1.1
+ZIPF_TOKENS = 32
+RATIO_TOKENS = 64
 
 
 def storm(bench: Bench, loramix: ServerProcess, vllm: ServerProcess) -> None:
@@ -127,8 +127,8 @@ def throughput(bench: Bench, loramix: ServerProcess) -> None:
     """Zipf traffic in a closed loop: every client asks for one composition after another, drawn by a power law."""
     scale = bench.scale
     population = recipes(bench.stage.names, scale.terms, scale.method, 9, scale.population)
-    prompts = {model: bench.prompts.completion(model, _ZIPF_TOKENS, "zipf") for model in population}
-    draws = [zipf(population, _ZIPF_EXPONENT, seed) for seed in range(scale.clients)]
+    prompts = {model: bench.prompts.completion(model, ZIPF_TOKENS, "zipf") for model in population}
+    draws = [zipf(population, ZIPF_EXPONENT, seed) for seed in range(scale.clients)]
     length = int(50 * bench.seconds + 10)
     scripts = [Script(tuple(prompts[model] for model in itertools.islice(draw, length)), repeat=True) for draw in draws]
     sources, hits = _sources(loramix), _lookups(loramix)
@@ -154,7 +154,7 @@ def ratio(bench: Bench, loramix: ServerProcess, vllm: ServerProcess) -> None:
     for turn in range(rounds):
         for side in ("warm", "vllm") if turn % 2 == 0 else ("vllm", "warm"):
             server, names = models[side]
-            scripts = bench.prompts.streams(names, bench.scale.clients, _RATIO_TOKENS)
+            scripts = bench.prompts.streams(names, bench.scale.clients, RATIO_TOKENS)
             window = bench.window(server, scripts, bench.seconds / (2 * rounds))
             rates[side].append(window.streams.token_rate(window.begin, window.end))
     pairs = [a / b for a, b in zip(rates["warm"], rates["vllm"], strict=True)]

@@ -129,6 +129,20 @@ def bench_composition(
     )  # fmt: skip
 
 
+@bench.command("fleet")
+def bench_fleet(
+    quick: Annotated[bool, typer.Option("--quick", help="Much less of everything, to see that it runs.")] = False,
+    work: Annotated[Path, typer.Option(metavar="DIR", help="For adapters to measure with, and all of a quick run.")] = _WORK
+    / "fleet",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where fleet.json goes.")] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the plots go.")] = None,
+) -> None:
+    """Simulate up to 1,000 replicas with what was measured on one: hit rates, merges, disks, and what runs out first."""
+    runner: Any = _benchmark("fleet.bench")
+    command = " ".join(["loramix bench fleet", *map(shlex.quote, sys.argv[3:])])
+    runner.bench(quick=quick, work=work, out=out, plots=plots, command=command, say=partial(print, flush=True))
+
+
 @bench.command("plots")
 def bench_plots(
     results: Annotated[Path, typer.Argument(metavar="FILE", help="A serve-<device>.json.")],

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fleet_harness import PORT, URL, Deploy, fake_fleet
+from replicas_harness import PORT, URL, Deploy, fake_fleet
 
 
 @pytest.fixture(scope="module")

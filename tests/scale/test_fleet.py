@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from fleet_harness import URL, Deploy
+from replicas_harness import URL, Deploy
 
 from server.scale.plan import Plan
 
@@ -211,7 +211,7 @@ def test_the_file_for_clusters_is_deployed_as_it_stands(client: httpx.Client, tm
     (application,) = file["applications"]
     assert application["import_path"] == "server.scale.application:application"
     Plan.read(application["args"]["serve"])
-    application["import_path"] = "fleet_harness:fake_application"
+    application["import_path"] = "replicas_harness:fake_application"
     application["args"]["serve"][0] = str(tmp_path)
     application["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
     application["deployments"][0]["ray_actor_options"]["num_gpus"] = 0
