@@ -59,16 +59,43 @@ class Adapters:
         any more. To be called before the server has requests."""
         for name, origin in self._state.adapters.items():
             try:
-                if name in self._catalog.entries:
-                    raise ConflictError("the command line has an adapter of this name")
-                self._refuse_taken(name)
-                wanted = Wanted(origin.path, origin.repo, origin.revision)
-                entry, _ = wanted.read(name, self._catalog, self._allowed, fetch=False)
-                if entry.source.digest != origin.digest:
-                    raise AdapterError(f"{entry.source.path} holds another adapter than the one that was added; add it again")
-                self._put(entry, origin, kept=True)
+                self._put(self._again(name, origin, fetch=False), origin, kept=True)
             except LoramixError as error:
                 self.skipped[name] = str(error)
+
+    async def learn(self, name: str) -> None:
+        """Add, or replace, what another server has kept under this name since; what cannot be used is in `skipped`."""
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            try:
+                origin = await asyncio.to_thread(self._state.read, "adapters", name)
+                if not isinstance(origin, KeptAdapter) or (name in self.kept and self.origins[name] == origin):
+                    return
+                async with self._readers:
+                    entry = await asyncio.to_thread(self._again, name, origin, fetch=True)
+                async with self._state.changing:
+                    self._refuse_taken(name)
+                    self._replace(entry, origin, kept=True)
+            except LoramixError as error:
+                self.skipped[name] = str(error)
+
+    async def forget(self, name: str) -> None:
+        """Remove what another server has deleted, but for what a preset is made of that only this one has."""
+        async with self._state.changing:
+            if not await self._state.has("adapters", name):
+                self.skipped.pop(name, None)
+                if name in self.kept and not self._presets.using(name):
+                    self._drop(name)
+
+    def _again(self, name: str, origin: KeptAdapter, *, fetch: bool) -> CatalogEntry:
+        """A kept adapter, checked. May be called on any thread; raises LoramixError for one that cannot be used here."""
+        if name in self.given:
+            raise ConflictError("the command line has an adapter of this name")
+        self._refuse_taken(name)
+        wanted = Wanted(origin.path, origin.repo, origin.revision)
+        entry, _ = wanted.read(name, self._catalog, self._allowed, fetch=fetch)
+        if entry.source.digest != origin.digest:
+            raise AdapterError(f"{entry.source.path} holds another adapter than the one that was added; add it again")
+        return entry
 
     async def add(self, name: str, wanted: Wanted) -> Outcome:
         """Have `name` mean the adapter that lies there now. Requests that run under what it meant before go on.
@@ -104,13 +131,9 @@ class Adapters:
                 raise ConflictError(f"adapter {name!r} is used by {_listed(using)}; delete or replace these first")
             await self._state.remove("adapters", name)
             self.skipped.pop(name, None)
-            if entry is not None:
-                self._catalog.remove(name)
-                self.origins.pop(name, None)
-                self.kept.discard(name)
-                self._count()
-        if entry is not None and not self._catalog.has(entry.source.digest):
-            await asyncio.shield(self._cache.retire(entry.source.digest))
+            freed = None if entry is None else self._drop(name)
+        if freed is not None:
+            await asyncio.shield(freed)
 
     async def _change(self, entry: CatalogEntry, origin: KeptAdapter) -> Outcome:
         name, digest = entry.source.name, entry.source.digest
@@ -124,14 +147,27 @@ class Adapters:
         if old is None and len(self._catalog.entries) - len(self.given) >= MOST:
             raise ConflictError(f"{MOST} adapters have been added, which is the most; delete some")
         kept = name not in self.given and await self._state.write("adapters", name, origin)
+        return self._replace(entry, origin, kept=kept)
+
+    def _replace(self, entry: CatalogEntry, origin: KeptAdapter, *, kept: bool) -> Outcome:
+        old = self._catalog.entries.get(entry.source.name)
         self._put(entry, origin, kept=kept)
         if old is None:
             return "added"
-        if old.source.digest == digest:
+        if old.source.digest == entry.source.digest:
             return "unchanged"
         if not self._catalog.has(old.source.digest):
             self._cache.retire(old.source.digest)  # nobody waits for that
         return "replaced"
+
+    def _drop(self, name: str) -> asyncio.Future[None] | None:
+        """Have `name` mean nothing; where nothing else means its content, what is done when that is freed everywhere."""
+        digest = self._catalog.entries[name].source.digest
+        self._catalog.remove(name)
+        self.origins.pop(name, None)
+        self.kept.discard(name)
+        self._count()
+        return None if self._catalog.has(digest) else self._cache.retire(digest)
 
     def _refuse_taken(self, name: str) -> None:
         if name in self._catalog.reserved or name in self._presets.specs:

@@ -12,6 +12,7 @@ from server.composer import Composer
 from server.config import Settings
 from server.engine import Engine
 from server.kept import Kept
+from server.kept_watch import KeptWatch
 from server.preset_index import PresetIndex
 from server.presets import read_presets
 
@@ -25,6 +26,7 @@ class Admin:
     adapters: Adapters
     presets: PresetIndex
     cache: Cache
+    watch: KeptWatch
 
     @classmethod
     def open(cls, settings: Settings, catalog: Catalog, composer: Composer, engine: Engine) -> "Admin":
@@ -44,7 +46,7 @@ class Admin:
         presets.restore()
         _warn("adapter", adapters.skipped)
         _warn("preset", presets.skipped)
-        return cls(adapters, presets, cache)
+        return cls(adapters, presets, cache, KeptWatch(kept, adapters, presets))
 
 
 def _warn(kind: str, skipped: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -43,6 +43,9 @@ class KeptAdapter(BaseModel):
         if (self.path is None) == (self.repo is None) or (self.repo is None) != (self.revision is None):
             raise ValueError("give path, or repo and revision")
         return self
+
+
+_MODELS: dict[Kind, type[KeptAdapter] | type[PresetFile]] = {"adapters": KeptAdapter, "presets": PresetFile}
 
 
 class Kept:
@@ -83,6 +86,24 @@ class Kept:
         await self._change(_write, self._file(kind, name), text)
         return True
 
+    def read(self, kind: Kind, name: str) -> KeptAdapter | PresetFile | None:
+        """What is kept under a name now, by whichever server. Raises ConfigError for what no server has written."""
+        file = self._file(kind, name)
+        try:
+            return _read(file, _MODELS[kind]) if file.exists() else None
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read ({error.strerror or error})") from error
+
+    async def has(self, kind: Kind, name: str) -> bool:
+        """Whether something is kept under a name now."""
+        return await asyncio.to_thread(self._file(kind, name).exists)
+
+    def stamps(self) -> dict[tuple[Kind, str], tuple[int, int]]:
+        """Of every file by kind and name: another one has another stamp. Presets are looked up first, so that the adapters of
+        each are among the rest. Raises OSError."""
+        kinds: tuple[Kind, ...] = ("presets", "adapters")
+        return {} if self._folder is None else {place: s for kind in kinds for place, s in _stamps(self._folder / kind, kind)}
+
     async def remove(self, kind: Kind, name: str) -> None:
         """Keep it no longer, if it was kept. Raises StateError: nothing is changed."""
         if self._folder is not None:
@@ -111,6 +132,15 @@ def _read_all(folder: Path, model: type[_Model]) -> dict[str, _Model]:
         raise ConfigError(
             f"state folder {folder} cannot be used ({error.strerror or error}); mend that, or choose another --state-dir"
         ) from error
+
+
+def _stamps(folder: Path, kind: Kind) -> Iterator[tuple[tuple[Kind, str], tuple[int, int]]]:
+    with os.scandir(folder) as files:
+        for file in files:
+            if file.name.endswith(_ENDING) and not file.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):  # deleted since
+                    stat = file.stat()
+                    yield (kind, file.name.removesuffix(_ENDING)), (stat.st_mtime_ns, stat.st_ino)
 
 
 def _read(file: Path, model: type[_Model]) -> _Model:

@@ -1,5 +1,6 @@
 """The presets of a running server: those given at start, and those added and deleted since."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,11 @@ class PresetIndex:
     def all(self) -> Mapping[str, Preset]:
         return self._presets
 
+    @property
+    def kept(self) -> set[str]:
+        """The names of those in the state folder."""
+        return {name for name, preset in self._presets.items() if preset.kept}
+
     def restore(self) -> None:
         """Add what was kept, but for names that the command line or a kept adapter has, and for what cannot be served now."""
         for name, file in self._kept.presets.items():
@@ -56,6 +62,28 @@ class PresetIndex:
                 self._put(name, read_preset(file, self._catalog, self._default_method, kept=True))
             except LoramixError as error:
                 self.skipped[name] = str(error)
+
+    async def learn(self, name: str) -> None:
+        """Add, or replace, what another server has kept under this name since; what cannot be served is in `skipped`."""
+        async with self._kept.changing:
+            try:
+                file = await asyncio.to_thread(self._kept.read, "presets", name)
+                if not isinstance(file, PresetFile):
+                    return
+                if name in self._given:
+                    raise ConflictError("the command line has a preset of this name")
+                self._refuse_taken(name)
+                self._put(name, read_preset(file, self._catalog, self._default_method, kept=True))
+            except LoramixError as error:
+                self.skipped[name] = str(error)
+
+    async def forget(self, name: str) -> None:
+        """Remove what another server has deleted."""
+        async with self._kept.changing:
+            if not await self._kept.has("presets", name):
+                self.skipped.pop(name, None)
+                if name in self.kept:
+                    self._drop(name)
 
     async def add(self, name: str, recipe: str | LoraObject, made_for: dict[str, str], fit: dict[str, Any]) -> bool:
         """Have `name` mean `recipe` from now on; whether it is new.
@@ -88,10 +116,8 @@ class PresetIndex:
             if name not in self._presets and name not in self.skipped:
                 raise NotFoundError(f"no preset {shown(name)} here; GET /v1/lora/presets lists them")
             await self._kept.remove("presets", name)
-            self._presets.pop(name, None)
-            self.specs.pop(name, None)
+            self._drop(name)
             self.skipped.pop(name, None)
-            self._metrics.presets.set(len(self._presets))
 
     def using(self, adapter: str) -> list[str]:
         """The names of presets with this adapter in them."""
@@ -100,6 +126,11 @@ class PresetIndex:
     def made_for_other(self, adapter: str, digest: str) -> list[str]:
         """The names of presets that are meant for another content of this adapter."""
         return [name for name, preset in self._presets.items() if preset.made_for.get(adapter, digest) != digest]
+
+    def _drop(self, name: str) -> None:
+        self._presets.pop(name, None)
+        self.specs.pop(name, None)
+        self._metrics.presets.set(len(self._presets))
 
     def _spec_of(self, recipe: str | LoraObject) -> MergeSpec:
         if isinstance(recipe, str):

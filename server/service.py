@@ -7,14 +7,11 @@ from typing import Any
 
 from merging import MergeSpec, Term
 from merging.errors import nearest, shown
+from server.asked import asked_spec
 from server.caller import Caller
 from server.catalog import Catalog, Recipe
 from server.composer import Composer
-from server.errors import LimitError, RequestError, UnknownModelError
-from server.grammar import is_name, parse_expression, parse_object
-
-MAX_EXPRESSION = 4096
-"""Characters of a model string: sixteen adapters with long names, and room."""
+from server.errors import UnknownModelError
 
 
 @dataclass(frozen=True)
@@ -55,32 +52,17 @@ class Service:
         Raises:
             UnknownModelError, RecipeError, RequestError: see server/errors.py.
         """
-        model, lora = payload.get("model"), payload.get("lora")
-        if model is not None and not isinstance(model, str):
-            return None
-        if model is not None and len(model) > MAX_EXPRESSION:
-            raise LimitError(f"model is {len(model)} characters long; use {MAX_EXPRESSION} at most, or a preset", "model")
-        plain = not model or model in self.base_models
-        if lora is not None:
-            if not plain:
-                raise RequestError(
-                    f"both a body object lora and model {shown(model)}; give the recipe once "
-                    f"(model {self.base_models[0]!r} goes with lora)",
-                    "lora",
-                )
-            return self.catalog.resolve(parse_object(lora, self.default_method), caller)
-        return None if plain else self.catalog.resolve(self._spec_of(str(model), caller), caller)
+        spec = asked_spec(payload, self.base_models, self.default_method, lambda name: self._named(name, caller))
+        return None if spec is None else self.catalog.resolve(spec, caller)
 
-    def _spec_of(self, model: str, caller: Caller) -> MergeSpec:
-        preset = self.presets.get(model)
+    def _named(self, name: str, caller: Caller) -> MergeSpec:
+        preset = self.presets.get(name)
         if preset is not None and _may_use(caller, preset):
             return preset
-        if not is_name(model):
-            return parse_expression(model, self.default_method)
-        if model not in self.catalog.entries or not caller.may_use(model):
+        if name not in self.catalog.entries or not caller.may_use(name):
             known = [*self.base_models, *(name for names in self.visible(caller) for name in names)]
-            raise UnknownModelError(f"no model, adapter or preset {shown(model)} here{nearest(model, known)}")
-        return MergeSpec.create("cat", [Term(model)])
+            raise UnknownModelError(f"no model, adapter or preset {shown(name)} here{nearest(name, known)}")
+        return MergeSpec.create("cat", [Term(name)])
 
 
 def _may_use(caller: Caller, preset: MergeSpec) -> bool:

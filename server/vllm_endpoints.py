@@ -4,6 +4,7 @@ Registered as entry point `loramix` in the group `vllm.endpoint_plugins`; vLLM l
 """
 
 import argparse
+import asyncio
 import logging
 import os
 import statistics
@@ -92,6 +93,8 @@ class LoramixPlugin:
         specs = admin.presets.specs
         state.loramix = Service(base_models, catalog, specs, composer, settings.default_method, settings.max_body_bytes)
         state.loramix_admin = admin
+        if settings.state_dir is not None:
+            state.loramix_watch = asyncio.create_task(admin.watch.run())
         before_shutdown(engine_client, state.loramix.drain, settings.merge_timeout)
         state.loramix_keys = keys
         state.loramix_started = int(time.time())

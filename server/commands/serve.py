@@ -79,6 +79,9 @@ def serve(
         ),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Servers on this machine behind one address, each with GPUs of its own; needs Ray.")
+    ] = 1,
 ) -> None:
     """Serve MODEL with adapters, on vLLM's OpenAI-compatible server.
 
@@ -108,8 +111,6 @@ def serve(
         state_dir=state_dir and state_dir.resolve(),
         keys_file=keys_file and keys_file.resolve(),
     )
-    for name, value in settings.model_dump(mode="json").items():
-        os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     read_keys(settings.keys_file)  # what is wrong with them is said before the model is loaded
     check_model(model)
     check_memory(settings.adapter_host_bytes)
@@ -117,6 +118,14 @@ def serve(
         check_cache_dir(settings.cache_dir)
     Kept(settings.state_dir)
     ranks, targets = _survey(settings)
+    if replicas > 1:
+        from server.scale.local import run
+        from server.scale.plan import own_words
+
+        run([*own_words(context), *context.args], replicas)
+        return
+    for name, value in settings.model_dump(mode="json").items():
+        os.environ[f"LORAMIX_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     from server.vllm_launch import legal_rank  # importing vLLM takes ten seconds
     from server.vllm_launch import serve as launch
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from server.asked import MAX_EXPRESSION
 from server.grammar import LoraObject
-from server.service import MAX_EXPRESSION
 
 _Expression = Annotated[str, Field(min_length=1, max_length=MAX_EXPRESSION)]
 

@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse
 from harness import Harness, tiny_adapter
 
 from merging import save_adapter
+from server.asked import MAX_EXPRESSION
 from server.catalog import Catalog
 from server.gateway import Gateway
-from server.service import MAX_EXPRESSION, Service
+from server.service import Service
 
 CHAT = "/v1/chat/completions"
 LIMIT = 10_000
