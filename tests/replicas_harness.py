@@ -20,7 +20,7 @@ def fake_fleet(words: list[str], replicas: int, host: str | None = "127.0.0.1") 
     from server.scale.replica import Replica
 
     class FakeChild(Child):
-        command = (sys.executable, str(Path(__file__).parent / "fake_loramix.py"))
+        command = (sys.executable, "-P", str(Path(__file__).parent / "fake_loramix.py"))  # -P: tests/merging is not merging
 
     class FakeReplica(Replica):
         child = FakeChild

@@ -176,34 +176,44 @@ def test_a_replica_that_is_killed_fails_its_own_streams_alone(client: httpx.Clie
     wait_for_two(client)
 
 
-def test_a_new_version_loses_no_request(client: httpx.Client, deploy: Deploy) -> None:
-    wait_for_two(client)
-    before = {replica_of(ask(client, "base")) for _ in range(20)}
-    stop = threading.Event()
+@contextmanager
+def traffic(count: int) -> Iterator[Counter[str]]:
+    """Clients that stream without a pause, each something of its own, until the block ends: every stream comes whole.
 
-    def traffic(number: int) -> Counter[str]:
-        met: Counter[str] = Counter()
+    Inside, how many streams each replica has answered so far.
+    """
+    stop, met = threading.Event(), Counter[str]()
+
+    def ask_on(number: int) -> None:
         with httpx.Client(base_url=URL, timeout=60) as mine:
             while not stop.is_set():
                 with streaming(mine, f"t{number}", 20) as (replica, lines):
                     assert list(lines)[-1] == "data: [DONE]"
                 met[replica] += 1
-        return met
 
     with ThreadPoolExecutor() as pool:
-        clients = [pool.submit(traffic, number) for number in range(4)]
+        clients = [pool.submit(ask_on, number) for number in range(count)]
         try:
-            deploy(2, "--max-num-seqs", "9")
+            yield met
         finally:
             stop.set()
-        met = set().union(*(client.result() for client in clients))
+        for client in clients:
+            client.result()
+
+
+def test_a_new_version_loses_no_request(client: httpx.Client, deploy: Deploy) -> None:
+    wait_for_two(client)
+    before = {replica_of(ask(client, "base")) for _ in range(20)}
+    with traffic(4) as met:
+        deploy(2, "--max-num-seqs", "9")
     wait_for_two(client)
     after = {replica_of(ask(client, "base")) for _ in range(20)}
     assert not before & after
-    assert met & before
+    assert met.keys() & before
 
 
-def test_the_file_for_clusters_is_deployed_as_it_stands(client: httpx.Client, tmp_path: Path) -> None:
+def deploy_file(folder: Path, **replica: object) -> None:
+    """Deploy the file for clusters with fakes, in `folder`; with other options of the replicas, if there are any."""
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
@@ -212,9 +222,43 @@ def test_the_file_for_clusters_is_deployed_as_it_stands(client: httpx.Client, tm
     assert application["import_path"] == "server.scale.application:application"
     Plan.read(application["args"]["serve"])
     application["import_path"] = "replicas_harness:fake_application"
-    application["args"]["serve"][0] = str(tmp_path)
+    application["args"]["serve"][0] = str(folder)
     application["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
     application["deployments"][0]["ray_actor_options"]["num_gpus"] = 0
+    application["deployments"][0] |= replica
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(file), _blocking=True)
+
+
+def test_the_file_for_clusters_is_deployed_as_it_stands(client: httpx.Client, tmp_path: Path) -> None:
+    deploy_file(tmp_path)
     wait_for_two(client, base=str(tmp_path))  # there is no other name
     assert len({replica_of(ask(client, model)) for model in ("a+b", "b+a", "cat(b+a)")}) == 1
+
+
+def wait_for(replicas: int) -> None:
+    """Until so many run, and none is on its way in or out."""
+    from ray import serve
+
+    deadline = time.monotonic() + 120
+    states: dict[str, int] = {}
+    while states != {"RUNNING": replicas}:
+        assert time.monotonic() < deadline, states
+        time.sleep(0.5)
+        states = {
+            str(state): n for state, n in serve.status().applications["loramix"].deployments["replica"].replica_states.items()
+        }
+
+
+def test_more_traffic_brings_replicas_and_less_takes_them_away_and_no_request_is_lost(tmp_path: Path) -> None:
+    sizes = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4, "upscale_delay_s": 0.5, "downscale_delay_s": 1}
+    deploy_file(tmp_path, autoscaling_config=sizes)
+    wait_for(1)
+    with traffic(2) as met:
+        with traffic(10) as more:
+            wait_for(2)
+            while len(more) < 2:  # the new one answers, too
+                time.sleep(0.1)
+        wait_for(1)
+        met.clear()
+        while not met:
+            time.sleep(0.1)
