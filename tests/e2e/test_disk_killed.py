@@ -62,12 +62,14 @@ def asked_for_ever(servers: list[LiveServer], random_: random.Random) -> Iterato
 
 
 def kill_while_one_writes(servers: list[LiveServer], cache: Path, random_: random.Random) -> None:
-    """All processes of all servers at once, as when the machine goes down."""
+    """All processes of all servers at once, as when the machine goes down; without a write where none comes in a while.
+
+    Servers read rather than merge as soon as that is quicker, and then there is nothing to write.
+    """
     processes = [process for server in servers for process in server.processes()]  # looked for now: it takes long
     time.sleep(random_.uniform(0, 1))
-    deadline = time.monotonic() + 60
-    while not being_written(cache):
-        assert time.monotonic() < deadline, "none wrote anything"
+    deadline = time.monotonic() + 20
+    while not being_written(cache) and time.monotonic() < deadline:
         time.sleep(0.0005)
     time.sleep(random_.uniform(0, 0.01))
     for process in processes:
