@@ -15,7 +15,8 @@ import psutil
 import pytest
 from live import LiveServer, serve_command
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `scale`")
+# Two servers and Ray on a few cores: minutes, and not certain to hold when others want the cores as well.
+pytestmark = [pytest.mark.long, pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `scale`")]
 
 COMPLETIONS = "/v1/completions"
 KEY = "the-key-of-an-admin"
