@@ -15,7 +15,7 @@ import psutil
 import pytest
 from live import LiveServer, serve_command
 
-# Two servers and Ray on a few cores: minutes, and not certain to hold when others want the cores as well.
+# Two servers and Ray on a few cores: minutes.
 pytestmark = [pytest.mark.long, pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `scale`")]
 
 COMPLETIONS = "/v1/completions"
@@ -62,8 +62,16 @@ def metric(url: str, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
+def wait_for_two(fleet: LiveServer) -> None:
+    """Until both answer: the first to be up is asked alone, and shares its sessions once the other is."""
+    deadline = time.monotonic() + 300
+    while len(servers(fleet)) < 2 or len({replica_of(ask(fleet, "smollm2")) for _ in range(8)}) < 2:
+        assert time.monotonic() < deadline, "there is one replica alone"
+        time.sleep(1)
+
+
 def test_what_one_merged_the_other_reads_and_a_killed_one_loses_its_own_streams_alone(fleet: LiveServer) -> None:
-    assert len(servers(fleet)) == 2
+    wait_for_two(fleet)
     same = ["svd-8(all*0.5+twin)", "svd-8(twin+all*0.50)", "blend", "svd-8(all*.5+twin)"]
     replies = [ask(fleet, model) for model in same]
     assert [reply.headers["x-loramix-cache"] for reply in replies] == ["merged", "device", "device", "device"]
@@ -112,8 +120,7 @@ def test_what_one_merged_the_other_reads_and_a_killed_one_loses_its_own_streams_
     assert ask(fleet, "blend", tokens=8).json()["choices"] == spilt.json()["choices"]
     assert not psutil.wait_procs(engine, timeout=20)[1], "its engine would keep the GPU"
 
-    while len(servers(fleet)) < 2 or len({replica_of(ask(fleet, "smollm2")) for _ in range(8)}) < 2:
-        time.sleep(1)  # Ray starts another
+    wait_for_two(fleet)  # Ray starts another
     family = psutil.Process(fleet._process.pid).children(recursive=True)
     assert fleet.stop() == 0
     assert not [process for process in psutil.wait_procs(family, timeout=20)[1] if process.is_running()]
