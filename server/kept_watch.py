@@ -22,9 +22,16 @@ class KeptWatch:
         self._unreadable = False
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Look again and again, until cancelled. A look that fails is told of, once while they fail, and does not end this."""
+        failing = False
         while True:
-            await self.look()
+            try:
+                await self.look()
+                failing = False
+            except Exception:  # nobody waits for this task, so nobody would hear of it
+                if not failing:
+                    logger.exception("the state folder was not looked at; it will be, every second")
+                failing = True
             await asyncio.sleep(SECONDS)
 
     async def look(self) -> None:

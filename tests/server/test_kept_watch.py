@@ -150,3 +150,25 @@ async def test_it_looks_again_and_again(two: tuple[Site, Site], monkeypatch: pyt
         while "tutor" not in await other.names():
             await asyncio.to_thread(time.sleep, 0.01)
     watching.cancel()
+
+
+async def test_a_look_that_fails_is_told_of_once_and_the_next_ones_go_on(
+    two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch, looks, went_on = two[1].admin.watch, 0, asyncio.Event()
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks < 4:
+            raise RuntimeError("nobody foresaw it")
+        went_on.set()
+
+    monkeypatch.setattr(kept_watch, "SECONDS", 0)
+    monkeypatch.setattr(watch, "look", look)
+    monkeypatch.setattr(kept_watch.logger, "propagate", True)
+    monkeypatch.setattr(kept_watch.logger.parent, "propagate", True)
+    running = asyncio.create_task(watch.run())
+    await asyncio.wait_for(went_on.wait(), 10)
+    running.cancel()
+    assert sum("was not looked at" in record.message for record in caplog.records) == 1
