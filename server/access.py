@@ -9,16 +9,16 @@
 | loading adapters past loramix (`CLOSED`) | nobody | nobody |
 """
 
-from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path  # as the router sees a path: without --root-path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from merging import LoramixError
 from server.caller import Caller, caller_of, set_caller
-from server.errors import ForbiddenError, UnauthorizedError, body_of, headers_of, status_of
+from server.errors import ForbiddenError, UnauthorizedError
 from server.gateway import GENERATING, READING
 from server.keys import Keys
+from server.reply import reply_of
 
 OPEN = frozenset({"/health", "/ping", "/ready"})
 CLIENT = (
@@ -43,7 +43,7 @@ class Access:
             try:
                 set_caller(scope, _admit(scope, scope["app"].state.loramix_keys))
             except LoramixError as error:
-                await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
+                await reply_of(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -28,7 +28,7 @@ class Adapters:
     """Changes the catalog, on its event loop. Reading goes on beside it.
 
     Attributes:
-        kept: where adapters come from that are in the state folder, by name.
+        origins: where those come from that were added, by name. kept: the names of those in the state folder.
         skipped: why adapters that were kept are not there, by name.
         given: names that the command line has; it has them again at the next start.
     """

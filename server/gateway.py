@@ -12,7 +12,6 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path  # as the router sees a path: without --root-path
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,9 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from merging import LoramixError
 from server.body import read_body
 from server.caller import caller_of
-from server.errors import DrainingError, RequestError, body_of, headers_of, refusal_of, status_of
+from server.errors import DrainingError, RequestError
 from server.first_token import kind_of, timed
 from server.lease import Lease
+from server.reply import reply_of
 from server.request_id import facts_of
 from server.service import Service
 
@@ -80,9 +80,8 @@ class Gateway:
             await self.app(scope, _replay(_encoded(payload), receive, gone), _with_headers(send, lease))
         except LoramixError as error:
             facts.error = error
-            if (reason := refusal_of(error)) is not None:
-                metrics.refused.labels(reason=reason).inc()
-            await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
+            metrics.count_refusal(error)
+            await reply_of(error)(scope, receive, send)
         finally:
             if gone is not None:
                 gone.cancel()

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from merging import LoramixError
 from server.engine import Resident
+from server.errors import refusal_of
 
 REASONS = ("rate", "queue", "deadline", "draining", "engine", "memory", "body", "recipe")
 """Why requests are refused; server/errors.py says which error counts as what."""
@@ -77,6 +79,11 @@ class Metrics:
         for tier in ("device", "disk"):
             for result in ("hit", "miss"):
                 self.cache_requests.labels(tier=tier, result=result)
+
+    def count_refusal(self, error: LoramixError) -> None:
+        """Count an answer, if it is a refusal; most errors are not."""
+        if (reason := refusal_of(error)) is not None:
+            self.refused.labels(reason=reason).inc()
 
     def add(self, resident: Resident) -> None:
         """Count a merged adapter that has been built into a slot."""

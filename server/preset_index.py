@@ -56,10 +56,7 @@ class PresetIndex:
         """Add what was kept, but for names that the command line or a kept adapter has, and for what cannot be served now."""
         for name, file in self._kept.presets.items():
             try:
-                if name in self._presets:
-                    raise ConflictError("the command line has a preset of this name")
-                self._refuse_taken(name)
-                self._put(name, read_preset(file, self._catalog, self._default_method, kept=True))
+                self._put_kept(name, file)
             except LoramixError as error:
                 self.skipped[name] = str(error)
 
@@ -68,12 +65,8 @@ class PresetIndex:
         async with self._kept.changing:
             try:
                 file = await asyncio.to_thread(self._kept.read, "presets", name)
-                if not isinstance(file, PresetFile):
-                    return
-                if name in self._given:
-                    raise ConflictError("the command line has a preset of this name")
-                self._refuse_taken(name)
-                self._put(name, read_preset(file, self._catalog, self._default_method, kept=True))
+                if isinstance(file, PresetFile):
+                    self._put_kept(name, file)
             except LoramixError as error:
                 self.skipped[name] = str(error)
 
@@ -140,6 +133,13 @@ class PresetIndex:
     def _refuse_taken(self, name: str) -> None:
         if name in self._catalog.entries or name in self._catalog.reserved:
             raise ConflictError(f"{shown(name)} is the name of an adapter or of the base model; choose another")
+
+    def _put_kept(self, name: str, file: PresetFile) -> None:
+        """Add, or replace, what is kept. Raises LoramixError where it cannot be served here."""
+        if name in self._given:
+            raise ConflictError("the command line has a preset of this name")
+        self._refuse_taken(name)
+        self._put(name, read_preset(file, self._catalog, self._default_method, kept=True))
 
     def _put(self, name: str, preset: Preset) -> None:
         self._presets[name], self.specs[name] = preset, preset.spec

@@ -14,9 +14,7 @@ from benchmarks.composition.run import Options, left, run
 from benchmarks.composition.study import FULL, QUICK
 from benchmarks.composition.tables import tables
 from benchmarks.composition.work import StudyError
-from merging.errors import OutputError
-
-_ROOT = Path(__file__).parents[2]
+from benchmarks.publish import publish
 
 
 def bench(
@@ -55,12 +53,5 @@ def bench(
         say(f"{rows} rows are left: the same command goes on")
         return
     found = record(done, sizes)
-    path = (out or (work if quick else _ROOT / "benchmarks" / "results")) / "composition.json"
-    save(found, path)
-    say(tables(found))
-    say(f"written to {path}")
-    try:
-        for plot in draw(found, (plots or (work if quick else _ROOT / "docs")) / path.stem):
-            say(f"drawn: {plot}")
-    except OutputError as error:
-        say(f"no plots: {error}; the same command draws them where it is")
+    trial = work if quick else None
+    publish(found, trial=trial, out=out, plots=plots, save=save, tables=tables, draw=draw, say=say)

@@ -21,9 +21,8 @@ from benchmarks.fleet.start import Counts, measure
 from benchmarks.fleet.study import FULL, QUICK, Scenario, scenarios
 from benchmarks.fleet.tables import tables
 from benchmarks.machine import hardware, head
-from merging.errors import OutputError
+from benchmarks.publish import RESULTS, publish
 
-_ROOT = Path(__file__).parents[2]
 _COUNTS = {False: Counts(full=6, small=300), True: Counts(full=1, small=6)}
 
 
@@ -40,7 +39,7 @@ def bench(*, quick: bool, work: Path, out: Path | None, plots: Path | None, comm
     say("measuring reading, checking and the catalog")
     with tempfile.TemporaryDirectory(dir=work) as folder:
         start = _rounded(measure(_COUNTS[quick], Path(folder)))
-    costs = read_costs(_ROOT / "benchmarks" / "results", start["read_ms"] / 1e3)
+    costs = read_costs(RESULTS, start["read_ms"] / 1e3)
     sizes = QUICK if quick else FULL
     todo = list(scenarios(sizes))
     say(f"simulating {len(todo)} fleets")
@@ -49,15 +48,8 @@ def bench(*, quick: bool, work: Path, out: Path | None, plots: Path | None, comm
     figures = {"costs": asdict(costs), "start": start, **{name: _rounded(values) for name, values in found.items()}}
     versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
     record = {**head("fleet", hardware(torch.device("cpu")), versions, command), "figures": figures}
-    path = (out or (work if quick else _ROOT / "benchmarks" / "results")) / "fleet.json"
-    save(record, path)
-    say(tables(record))
-    say(f"written to {path}")
-    try:
-        for plot in draw(record, (plots or (work if quick else _ROOT / "docs")) / path.stem):
-            say(f"drawn: {plot}")
-    except OutputError as error:
-        say(f"no plots: {error}; the same command draws them where it is")
+    trial = work if quick else None
+    publish(record, trial=trial, out=out, plots=plots, save=save, tables=tables, draw=draw, say=say)
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -16,7 +15,8 @@ from merging import LoramixError
 from merging.errors import shown
 from server.admin import Admin
 from server.body import read_body
-from server.errors import DrainingError, RequestError, body_of, headers_of, refusal_of, status_of
+from server.errors import DrainingError, RequestError
+from server.reply import reply_of
 from server.service import Service
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=128, examples=["math"])]
@@ -73,9 +73,8 @@ class AdminRoute(APIRoute):
             try:
                 return await _answer(request, handler, service)
             except LoramixError as error:
-                if (reason := refusal_of(error)) is not None:
-                    service.composer.metrics.refused.labels(reason=reason).inc()
-                return JSONResponse(body_of(error), status_of(error), headers_of(error))
+                service.composer.metrics.count_refusal(error)
+                return reply_of(error)
 
         return answer
 

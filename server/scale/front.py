@@ -10,13 +10,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from merging import LoramixError
 from server.body import read_body
-from server.errors import BusyError, body_of, headers_of, status_of
+from server.errors import BusyError, body_of
 from server.gateway import GENERATING, READING
+from server.reply import reply_of
 from server.scale.sessions import NONE, Sessions
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -80,7 +80,7 @@ class Front:
             attempts = _ATTEMPTS if generating or scope["method"] in ("GET", "HEAD") else 1
             head, first, rest = await self._begun(asked_of(scope, body), session, attempts)
         except LoramixError as error:
-            await JSONResponse(body_of(error), status_of(error), headers_of(error))(scope, receive, send)
+            await reply_of(error)(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": head.status, "headers": head.headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})

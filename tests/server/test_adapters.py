@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event, Semaphore
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 from admin_harness import Site, refused
@@ -168,7 +169,8 @@ async def test_deletion_waits_for_those_who_use_it_and_then_frees_everything(sit
     assert (await site.get("cache"))["slots"]["free"] == 3
 
 
-async def test_deletion_goes_on_when_its_client_hangs_up(site: Site) -> None:
+async def deleting_beside_a_stream(site: Site) -> tuple[asyncio.Task[httpx.Response], asyncio.Task[httpx.Response]]:
+    """A new adapter's stream, which ends when `site.streaming` is set, and its deletion, which waits for that."""
     site.put("new", 5)
     await site.post("adapters", name="new", path="new")
     site.streaming = asyncio.Event()
@@ -176,6 +178,11 @@ async def test_deletion_goes_on_when_its_client_hangs_up(site: Site) -> None:
     await settle()
     deleting = asyncio.create_task(site.delete("adapters/new"))
     await asyncio.sleep(0.1)
+    return stream, deleting
+
+
+async def test_deletion_goes_on_when_its_client_hangs_up(site: Site) -> None:
+    stream, deleting = await deleting_beside_a_stream(site)
     deleting.cancel()
     await settle()
     site.streaming.set()
@@ -215,13 +222,7 @@ async def test_content_that_another_name_has_is_not_freed(site: Site) -> None:
 
 
 async def test_an_adapter_that_comes_back_while_it_leaves_is_served(site: Site) -> None:
-    site.put("new", 5)
-    await site.post("adapters", name="new", path="new")
-    site.streaming = asyncio.Event()
-    stream = asyncio.create_task(site.ask("new"))
-    await settle()
-    deleting = asyncio.create_task(site.delete("adapters/new"))
-    await asyncio.sleep(0.1)
+    stream, deleting = await deleting_beside_a_stream(site)
     assert (await site.post("adapters", name="again", path="new")).status_code == 201
     site.streaming.set()
     assert (await site.ask("again")).json()["model"].startswith("new@")  # the same content, which is resident

@@ -37,12 +37,19 @@ async def test_what_one_adds_the_other_serves_under_the_same_key(two: tuple[Site
     assert (await other.get("presets")) == (await one.get("presets"))
 
 
-async def test_what_one_replaces_means_the_same_at_the_other(two: tuple[Site, Site]) -> None:
+@pytest.fixture
+async def sharing(two: tuple[Site, Site]) -> tuple[Site, Site]:
+    """Both have the adapter `new` and the preset `tutor` made of it, which the first has added."""
     one, other = two
     one.put("new", 5)
     await one.post("adapters", name="new", path="new")
     await one.post("presets", name="tutor", recipe="new+math")
     await other.admin.watch.look()
+    return two
+
+
+async def test_what_one_replaces_means_the_same_at_the_other(sharing: tuple[Site, Site]) -> None:
+    one, other = sharing
     before = [await key(other, name) for name in ("new", "tutor")]
     one.put("new", 6)
     assert (await one.post("adapters", name="new", path="new")).json()["outcome"] == "replaced"
@@ -53,12 +60,8 @@ async def test_what_one_replaces_means_the_same_at_the_other(two: tuple[Site, Si
     assert not set(before) & set(after)
 
 
-async def test_what_one_deletes_the_other_forgets(two: tuple[Site, Site]) -> None:
-    one, other = two
-    one.put("new", 5)
-    await one.post("adapters", name="new", path="new")
-    await one.post("presets", name="tutor", recipe="new+math")
-    await other.admin.watch.look()
+async def test_what_one_deletes_the_other_forgets(sharing: tuple[Site, Site]) -> None:
+    one, other = sharing
     for path in ("presets/tutor", "adapters/new"):
         assert (await one.delete(path)).is_success
     await other.admin.watch.look()
